@@ -1,0 +1,354 @@
+"""``Circuit``: an ansatz with parameters, as an ordinary ``nn.Module`` acting on the last axis of its input.
+
+Legend: N is the product of the wire dimensions (2^n for n qubits), d the dimension of a gate, B a batch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unbraid.circuits.ansatz import Ansatz, Gate
+from unbraid.circuits.gates import FIXED_CNOTS, cnot_cost, exponential, fixed_gate, haar, num_generators
+from unbraid.ground.errors import InvalidInputError, require_choice
+from unbraid.ground.random import stream
+
+INITS = ("random", "identity", "near_identity")
+NEAR_IDENTITY_NOISE = 0.05
+_LARGEST_DENSE = 2**12
+
+
+class BatchNormReLU(nn.Module):
+    """Batch normalisation and ReLU over the last axis, whatever stands before it."""
+
+    def __init__(
+        self, features: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(features, dtype=dtype, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (..., features) in and out."""
+        return torch.relu(self.norm(x.reshape(-1, x.shape[-1])).reshape(x.shape))
+
+
+class Circuit(nn.Module):
+    """A quantum circuit of trainable and fixed gates, applied to vectors.
+
+    All gates of one group and dimension live in one parameter and are exponentiated in one batch.
+
+    Args:
+        ansatz: the geometry.
+        init: "random" (Haar), "identity", or "near_identity" (generators of standard deviation 0.05).
+        seed: of the initial gates.
+        mirrored: False runs layer 0 first (an output circuit), True runs layer 0 last (an input circuit).
+        dtype: real dtype of the parameters; torch's default if None. Unitary gates act in the matching complex dtype.
+        device: of the parameters.
+
+    Raises:
+        InvalidInputError: if ``init`` is unknown.
+    """
+
+    def __init__(
+        self,
+        ansatz: Ansatz,
+        init: str = "near_identity",
+        seed: int = 0,
+        *,
+        mirrored: bool = False,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        require_choice(init, INITS, "init")
+        dtype = dtype or torch.get_default_dtype()
+        self.ansatz = ansatz
+        self.mirrored = mirrored
+        self._places: list[tuple[str, int]] = []  # a gate's parameter or buffer, and its row there
+        members: dict[tuple[str, int], int] = {}
+        for gate in ansatz.gates():
+            dims = ansatz.gate_dims(gate)
+            if gate.is_trainable:
+                key = (gate.name, prod(dims))
+                self._places.append((f"{key[0]}{key[1]}", members.setdefault(key, 0)))
+                members[key] += 1
+            else:
+                name = f"{gate.name}_{'x'.join(map(str, dims))}"
+                if not hasattr(self, name):
+                    self.register_buffer(name, fixed_gate(gate.name, dims).to(device, dtype), persistent=False)
+                self._places.append((name, -1))
+        # Knows dtype and device where there is no gate.
+        self.register_buffer("_anchor", torch.zeros((), dtype=dtype, device=device), persistent=False)
+        self.generators = nn.ParameterDict()
+        self._groups = members
+        generator = stream(seed, "circuit")
+        for (group, d), count in members.items():
+            size = num_generators(group, d)
+            value = torch.zeros(count, size, dtype=torch.float64)
+            base = torch.eye(d, dtype=torch.complex128 if group == "u" else torch.float64).repeat(count, 1, 1)
+            if init == "near_identity":
+                value = NEAR_IDENTITY_NOISE * torch.randn(count, size, dtype=torch.float64, generator=generator)
+            elif init == "random":
+                base = haar(group, d, count, generator)
+            complex_dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
+            self.generators[f"{group}{d}"] = nn.Parameter(value.to(device, dtype))
+            self.register_buffer(f"base_{group}{d}", base.to(device, complex_dtype if group == "u" else dtype))
+        self.joints = nn.ModuleDict()
+        for position, name in ansatz.joints:
+            joint = nn.ReLU() if name == "relu" else BatchNormReLU(ansatz.dimension, dtype=dtype, device=device)
+            self.joints[str(position)] = joint
+
+    @classmethod
+    def from_gates(
+        cls,
+        wires: int | Sequence[int],
+        gates: Sequence[tuple[Tensor | str, tuple[int, ...]]],
+        *,
+        mirrored: bool = False,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Circuit:
+        """A circuit from matrices (or names of fixed gates) and their wires, in the order in which they act.
+
+        Args:
+            wires: number of qubits, or the wire dimensions.
+            gates: (matrix, wires): the first wire is the most significant digit of the matrix index.
+            mirrored: how the layers are to be numbered; the order of action stays as given.
+            dtype: real dtype of the parameters.
+            device: of the parameters.
+
+        Raises:
+            InvalidInputError: if a matrix is not orthogonal (unitary) or does not fit its wires.
+        """
+        dims = (2,) * wires if isinstance(wires, int) else tuple(wires)
+        placed, matrices = [], []
+        for matrix, on in gates:
+            if isinstance(matrix, str):
+                placed.append(Gate(matrix, on))
+                continue
+            size = prod([dims[wire] for wire in on])
+            exact = matrix.detach().cpu().to(torch.complex128 if matrix.is_complex() else torch.float64)
+            if exact.shape != (size, size) or not torch.allclose(
+                exact @ exact.mH, torch.eye(size, dtype=exact.dtype), atol=1e-5
+            ):
+                raise InvalidInputError(
+                    f"A gate on wires {on} must be an orthogonal or unitary {size} x {size} matrix; got shape "
+                    f"{tuple(exact.shape)}, or rows that are not orthonormal."
+                )
+            group = "u" if exact.is_complex() else "so" if float(torch.linalg.det(exact)) > 0 else "o"
+            placed.append(Gate(group, on))
+            matrices.append(exact)
+        layers = tuple((gate,) for gate in placed)
+        ansatz = Ansatz(dims, layers[::-1] if mirrored else layers)
+        circuit = cls(ansatz, "identity", mirrored=mirrored, dtype=dtype, device=device)
+        circuit.set_gates(matrices[::-1] if mirrored else matrices)
+        return circuit
+
+    @classmethod
+    def from_qiskit(cls, circuit: Any) -> Circuit:
+        """Read a real Qiskit circuit (its gates, and its global phase where that is a sign).
+
+        Raises:
+            InvalidInputError: if a gate is not real, or an instruction is no gate.
+        """
+        # The quantum room stands above this one and is loaded only when asked for.
+        return importlib.import_module("unbraid.quantum.convert").from_qiskit(circuit)
+
+    @property
+    def dimension(self) -> int:
+        """Length N of the vectors that the circuit acts on."""
+        return self.ansatz.dimension
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Real dtype of the parameters."""
+        return self.get_buffer("_anchor").dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return self.get_buffer("_anchor").device
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether nothing but gates stands in the circuit."""
+        return not self.joints
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether some gate is complex."""
+        return any(group == "u" for group, _ in self._groups)
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable scalars: minimal generators of the gates, scale and shift of the batch norms."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def cnot_count(self) -> int:
+        """CNOTs of the circuit as it is exported (see :func:`unbraid.circuits.gates.cnot_cost`)."""
+        total = 0
+        for gate, (name, row) in zip(self.ansatz.gates(), self._places, strict=True):
+            if gate.is_trainable:
+                base = self.get_buffer(f"base_{name}")[row]
+                sign = 1.0 if gate.name == "u" else float(torch.linalg.det(base.double()))
+                total += cnot_cost(gate.name, base.shape[0], sign)
+            else:
+                total += FIXED_CNOTS[gate.name]
+        return total
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(model)``."""
+        side = "input" if self.mirrored else "output"
+        return (
+            f"wires={self.ansatz.wire_dims}, depth={self.ansatz.depth}, side={side!r}, parameters={self.num_parameters}"
+        )
+
+    def gate_matrices(self) -> list[Tensor]:
+        """The matrices of all gates, layer by layer from layer 0, each of shape (d, d); differentiable."""
+        groups = {}
+        for group, d in self._groups:
+            name = f"{group}{d}"
+            groups[name] = self.get_buffer(f"base_{name}") @ exponential(self.generators[name], group, d)
+        return [groups[name][row] if row >= 0 else self.get_buffer(name) for name, row in self._places]
+
+    @torch.no_grad()
+    def set_gates(self, matrices: Sequence[Tensor]) -> None:
+        """Make these matrices the bases of the trainable gates and set the generators to zero.
+
+        Args:
+            matrices: one of shape (d, d) a trainable gate, layer by layer from layer 0.
+
+        Raises:
+            InvalidInputError: if their number is wrong.
+        """
+        places = [place for place in self._places if place[1] >= 0]
+        if len(matrices) != len(places):
+            raise InvalidInputError(f"This circuit has {len(places)} trainable gates; got {len(matrices)} matrices.")
+        for (name, row), matrix in zip(places, matrices, strict=True):
+            self.get_buffer(f"base_{name}")[row] = matrix.to(self.get_buffer(f"base_{name}"))
+        for parameter in self.generators.values():
+            parameter.zero_()
+
+    def schedule(self) -> list[int | str]:
+        """What acts in which order: indices into :meth:`gate_matrices` and keys of ``joints``."""
+        steps: list[int | str] = []
+        index = 0
+        for position, layer in enumerate(self.ansatz.layers):
+            if str(position) in self.joints:
+                steps.append(str(position))
+            steps += range(index, index + len(layer))
+            index += len(layer)
+        return steps[::-1] if self.mirrored else steps
+
+    def segments(self) -> list[Circuit]:
+        """The linear circuits between the joints, in the order in which they act; detached copies.
+
+        A circuit without joints has one segment. ``joint_modules()`` gives what stands between them.
+        """
+        gates = list(self.ansatz.gates())
+        matrices = self.gate_matrices()
+        parts: list[list[tuple[Tensor | str, tuple[int, ...]]]] = [[]]
+        for step in self.schedule():
+            if isinstance(step, str):
+                parts.append([])
+            else:
+                gate = gates[step]
+                parts[-1].append((matrices[step] if gate.is_trainable else gate.name, gate.wires))
+        return [Circuit.from_gates(self.ansatz.wire_dims, part, dtype=self.dtype, device=self.device) for part in parts]
+
+    def joint_modules(self) -> list[nn.Module]:
+        """The modules between the segments, in the order in which they act."""
+        return [self.joints[step] for step in self.schedule() if isinstance(step, str)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the circuit to vectors.
+
+        Args:
+            x: shape (..., N).
+
+        Returns:
+            Shape (..., N); complex if a gate is.
+
+        Raises:
+            InvalidInputError: if the last axis has another size.
+        """
+        if x.shape[-1] != self.dimension:
+            raise InvalidInputError(
+                f"This circuit acts on vectors of {self.dimension} entries; got shape {tuple(x.shape)}. "
+                "Pad x with zeros."
+            )
+        matrices = self.gate_matrices()
+        batch = x.shape[:-1]
+        x = x.reshape(-1, self.dimension)
+        run: list[int] = []
+        for step in [*self.schedule(), "end"]:
+            if isinstance(step, int):
+                run.append(step)
+                continue
+            x = self._apply_run(x, run, matrices)
+            run = []
+            if step != "end":
+                x = self.joints[step](x)
+        return x.reshape(*batch, self.dimension)
+
+    def matrix(self) -> Tensor:
+        """The N x N matrix of the circuit; differentiable.
+
+        Raises:
+            InvalidInputError: if a nonlinearity stands in the circuit.
+        """
+        if not self.is_linear:
+            raise InvalidInputError("A circuit with nonlinearities between its segments has no matrix; see segments().")
+        matrices = self.gate_matrices()
+        return self._dense([step for step in self.schedule() if isinstance(step, int)], matrices)
+
+    def _dense(self, run: list[int], matrices: list[Tensor]) -> Tensor:
+        identity = torch.eye(self.dimension, dtype=self.dtype, device=self.device)
+        return self._apply_gates(identity, run, matrices).mT
+
+    def _apply_run(self, x: Tensor, run: list[int], matrices: list[Tensor]) -> Tensor:
+        """Gate by gate; or through the matrix where the batch is larger than that matrix."""
+        if run and self.dimension < len(x) and self.dimension <= _LARGEST_DENSE:
+            dense = self._dense(run, matrices)
+            dtype = torch.promote_types(x.dtype, dense.dtype)
+            return x.to(dtype) @ dense.mT.to(dtype)
+        return self._apply_gates(x, run, matrices)
+
+    def _apply_gates(self, x: Tensor, run: list[int], matrices: list[Tensor]) -> Tensor:
+        gates = list(self.ansatz.gates())
+        for step in run:
+            x = apply_gate(x, matrices[step], gates[step].wires, self.ansatz.wire_dims)
+        return x
+
+
+def apply_gate(x: Tensor, matrix: Tensor, wires: Sequence[int], dims: Sequence[int]) -> Tensor:
+    """Apply one gate to vectors.
+
+    Args:
+        x: shape (B, N).
+        matrix: shape (d, d); its index reads the wires in the given order, the first most significant.
+        wires: the wires, in any order.
+        dims: dimensions of all wires, with product N.
+
+    Returns:
+        Shape (B, N).
+    """
+    dtype = torch.promote_types(x.dtype, matrix.dtype)
+    x, matrix = x.to(dtype), matrix.to(dtype)
+    d = matrix.shape[0]
+    if list(wires) == list(range(wires[0], wires[0] + len(wires))):
+        after = prod(dims[wires[-1] + 1 :])
+        if after == 1:
+            return (x.reshape(-1, d) @ matrix.mT).reshape(x.shape)
+        return (matrix @ x.reshape(-1, d, after)).reshape(x.shape)
+    others = [wire for wire in range(len(dims)) if wire not in wires]
+    order = [0, *(wire + 1 for wire in [*others, *wires])]
+    back = [order.index(axis) for axis in range(len(order))]
+    moved = x.reshape(-1, *dims).permute(order)
+    return (moved.reshape(-1, d) @ matrix.mT).reshape(moved.shape).permute(back).reshape(x.shape)

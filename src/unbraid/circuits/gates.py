@@ -1,0 +1,144 @@
+"""Gates: parametrised orthogonal and unitary groups, fixed gates, and what they cost in CNOTs.
+
+A trainable gate is ``base @ exp(t - t^T)`` (unitary: ``t - t^dagger``) with ``t`` lower triangular and ``base`` a
+constant of the group, so that any determinant is reached and no logarithm is ever taken. The paper writes ``g =
+exp(t)`` with ``t`` lower triangular, which is orthogonal only in this antisymmetrised form.
+
+Legend: d is the dimension of a gate, the product of the dimensions of its wires; G counts gates of one kind and size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from unbraid.ground.errors import InvalidInputError
+
+GroupName = Literal["so", "o", "u"]
+GROUPS: tuple[str, ...] = ("so", "o", "u")
+
+_H = 1 / math.sqrt(2)
+FIXED_GATES: dict[str, list[list[float]]] = {
+    "cnot": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]],
+    "cz": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, -1]],
+    "swap": [[1, 0, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1]],
+    "h": [[_H, _H], [_H, -_H]],
+    "x": [[0, 1], [1, 0]],
+    "z": [[1, 0], [0, -1]],
+}
+FIXED_CNOTS = {"cnot": 1, "cz": 1, "swap": 3, "h": 0, "x": 0, "z": 0}
+
+# CNOTs of Qiskit's synthesis of a generic gate on 3..6 qubits (quantum Shannon decomposition); realness saves none
+# there.
+_SHANNON_CNOTS = {3: 19, 4: 95, 5: 423, 6: 1783}
+
+
+def num_generators(group: str, d: int) -> int:
+    """Parameters of a gate, minimal for its group: d(d-1)/2 for "so" and "o", d^2 for "u"."""
+    return d * d if group == "u" else d * (d - 1) // 2
+
+
+def exponential(parameters: Tensor, group: str, d: int) -> Tensor:
+    """Exp of the antisymmetric (anti-Hermitian) matrices with the given lower triangles, in one batch.
+
+    Args:
+        parameters: real, shape (G, num_generators(group, d)).
+        group: "so" | "o" | "u".
+        d: dimension of the gates.
+
+    Returns:
+        Shape (G, d, d); real for "so" and "o", complex for "u".
+    """
+    if group != "u" and d == 2:
+        cos, sin = parameters.cos(), parameters.sin()
+        return torch.stack([cos, -sin, sin, cos], dim=-1).reshape(-1, 2, 2)
+    row, column = torch.tril_indices(d, d, offset=-1, device=parameters.device)
+    count = len(row)
+    t = parameters.new_zeros(len(parameters), d, d).index_put(
+        (torch.arange(len(parameters), device=parameters.device)[:, None], row, column), parameters[:, :count]
+    )
+    if group != "u":
+        return torch.linalg.matrix_exp(t - t.mT)
+    imaginary = torch.zeros_like(t).index_put(
+        (torch.arange(len(parameters), device=parameters.device)[:, None], row, column),
+        parameters[:, count : 2 * count],
+    )
+    diagonal = torch.diag_embed(parameters[:, 2 * count :])
+    return torch.linalg.matrix_exp(torch.complex(t - t.mT, imaginary + imaginary.mT + diagonal))
+
+
+def haar(group: str, d: int, count: int, generator: torch.Generator) -> Tensor:
+    """Haar-random gates, shape (count, d, d), float64 or complex128: SO(d), O(d) or U(d)."""
+    real = torch.randn(count, d, d, dtype=torch.float64, generator=generator)
+    sample = (
+        torch.complex(real, torch.randn(count, d, d, dtype=torch.float64, generator=generator))
+        if group == "u"
+        else real
+    )
+    q, r = torch.linalg.qr(sample)
+    phases = torch.diagonal(r, dim1=-2, dim2=-1)
+    q = q * (phases / phases.abs())[:, None, :]  # keeps the Haar measure
+    if group == "so":
+        q[:, :, 0] *= torch.linalg.det(q).sign()[:, None]
+    return q
+
+
+def polar(environment: Tensor, group: str) -> Tensor:
+    """The gate g of a group that maximises Re <environment, g>: the polar factor.
+
+    In "so" the singular vector of the smallest singular value is flipped where the determinant would be -1.
+
+    Args:
+        environment: shape (..., d, d).
+        group: "so" | "o" | "u".
+
+    Returns:
+        Shape (..., d, d).
+
+    Source:
+        Eq. (4) of "Classical Neural Networks on Quantum Devices via Tensor Network Disentanglers".
+    """
+    u, _, vh = torch.linalg.svd(environment)
+    if group == "so":
+        sign = torch.linalg.det(u @ vh).sign()
+        u = torch.cat([u[..., :-1], u[..., -1:] * sign[..., None, None]], dim=-1)
+    return u @ vh
+
+
+def fixed_gate(name: str, dims: tuple[int, ...]) -> Tensor:
+    """Matrix of a fixed gate on wires of the given dimensions, float64.
+
+    On wires of several qubits, a two-body gate acts on the neighbouring qubits: the last of the first wire and the
+    first of the second; a one-body gate acts on the first qubit.
+
+    Raises:
+        InvalidInputError: if a wire is not made of qubits.
+    """
+    if any(dim < 2 or dim & (dim - 1) for dim in dims):
+        raise InvalidInputError(f"The gate {name!r} needs wires of qubits (dimensions 2, 4, 8, ...); got {dims}.")
+    matrix = torch.tensor(FIXED_GATES[name], dtype=torch.float64)
+    if len(dims) == 1:
+        return torch.kron(matrix, torch.eye(dims[0] // 2, dtype=torch.float64))
+    before = torch.eye(dims[0] // 2, dtype=torch.float64)
+    return torch.kron(torch.kron(before, matrix), torch.eye(dims[1] // 2, dtype=torch.float64))
+
+
+def cnot_cost(group: str, d: int, determinant: float = 1.0) -> int:
+    """CNOTs of a generic gate as this package exports it.
+
+    SO(2): 0. SO(4): 2, O(4) of determinant -1: 3, U(4): 3. Three to six qubits: what Qiskit's synthesis takes.
+
+    Raises:
+        InvalidInputError: if the gate does not act on one to six qubits.
+    """
+    if d & (d - 1) or d > 64:
+        raise InvalidInputError(f"CNOTs are defined for gates on one to six qubits; got dimension {d}.")
+    qubits = d.bit_length() - 1
+    if qubits <= 1:
+        return 0
+    if qubits == 2:
+        return 3 if group == "u" or determinant < 0 else 2
+    return _SHANNON_CNOTS[qubits]

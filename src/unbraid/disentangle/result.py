@@ -1,0 +1,56 @@
+"""``Disentangled``: the outcome of an explicit disentangling, and how it went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from unbraid.circuits import Circuit
+from unbraid.tensors import MPO
+
+Status = Literal["converged", "out_of_sweeps", "stopped"]
+
+
+@dataclass(frozen=True)
+class Disentangled:
+    """``M ~ O C I`` and the road to it.
+
+    Attributes:
+        output_circuit: O; acts last, on the output legs.
+        core: C, with the scale that fits ``M`` best.
+        input_circuit: I; acts first, on the input legs.
+        shape: logical (out, in) of ``M``.
+        overlap: Re <M, O C I> / (|M| |O C I|), Eq. (2) of the paper.
+        ceiling: the largest overlap that any orthogonal O and I could reach: for a fixed core von Neumann's bound, for
+            a joint core the best such bound found over cores of that bond. None where the matrix is too large to know.
+        entropies_before: bond entropies of ``M``, in nats, shape (bonds,).
+        entropies_after: bond entropies of ``O^T M I^T`` before truncation to the core's bonds, shape (bonds,).
+        status: "converged" (the gain of a sweep fell below the tolerance), "out_of_sweeps", or "stopped" (by the
+            callback).
+        history: the overlap after each sweep; it never decreases.
+        engine: what computed the environments.
+    """
+
+    output_circuit: Circuit
+    core: MPO
+    input_circuit: Circuit
+    shape: tuple[int, int]
+    overlap: float
+    ceiling: float | None
+    entropies_before: Tensor
+    entropies_after: Tensor
+    status: Status
+    history: tuple[float, ...] = field(repr=False)
+    engine: str = "dense"
+
+    @property
+    def rel_error(self) -> float:
+        """|M - O C I| / |M| in the Frobenius norm, sqrt(1 - overlap^2): the core's scale is the best one."""
+        return max(0.0, 1 - self.overlap**2) ** 0.5
+
+    def to_dense(self) -> Tensor:
+        """The matrix ``O C I``, cropped to the logical shape (out, in)."""
+        dense = self.output_circuit.matrix() @ self.core.to_padded_dense() @ self.input_circuit.matrix()
+        return dense[: self.shape[0], : self.shape[1]].detach()

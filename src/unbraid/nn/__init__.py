@@ -1,0 +1,23 @@
+"""Networks: layers, surgery, healing, scanning, saving."""
+
+from unbraid.nn.checkpoint import load_pretrained, save_pretrained
+from unbraid.nn.heal import History, accuracy, heal
+from unbraid.nn.layers import DisentangledLinear, MPOLinear
+from unbraid.nn.scan import LayerScan, scan
+from unbraid.nn.surgery import disentangle_layers, match_layers, merge_back, tensorize
+
+__all__ = [
+    "DisentangledLinear",
+    "History",
+    "LayerScan",
+    "MPOLinear",
+    "accuracy",
+    "disentangle_layers",
+    "heal",
+    "load_pretrained",
+    "match_layers",
+    "merge_back",
+    "save_pretrained",
+    "scan",
+    "tensorize",
+]

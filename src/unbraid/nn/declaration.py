@@ -1,0 +1,156 @@
+"""Declarations: models of known building blocks as plain data, so that reading a file runs nobody's code.
+
+A declaration is a tree, ``{"type": "Sequential", "children": {"0": {...}}}`` or
+``{"type": "Linear", "options": {...}}``. Names in files are looked up in the tables below and never imported.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from unbraid.circuits import Ansatz, Circuit
+from unbraid.ground.errors import FileFormatError, InvalidInputError
+from unbraid.nn.layers import DisentangledLinear, MPOLinear
+from unbraid.tensors import MPO
+
+# What a plain module is rebuilt from: constructor arguments that are attributes of the same name.
+_PLAIN: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
+    "Linear": (nn.Linear, ("in_features", "out_features", "bias")),
+    "BatchNorm1d": (nn.BatchNorm1d, ("num_features", "eps", "momentum", "affine", "track_running_stats")),
+    "LayerNorm": (nn.LayerNorm, ("normalized_shape", "eps", "elementwise_affine")),
+    "Dropout": (nn.Dropout, ("p",)),
+    "Flatten": (nn.Flatten, ("start_dim", "end_dim")),
+    "Identity": (nn.Identity, ()),
+    "ReLU": (nn.ReLU, ()),
+    "LeakyReLU": (nn.LeakyReLU, ("negative_slope",)),
+    "GELU": (nn.GELU, ("approximate",)),
+    "SiLU": (nn.SiLU, ()),
+    "ELU": (nn.ELU, ("alpha",)),
+    "Tanh": (nn.Tanh, ()),
+    "Sigmoid": (nn.Sigmoid, ()),
+    "Softmax": (nn.Softmax, ("dim",)),
+    "LogSoftmax": (nn.LogSoftmax, ("dim",)),
+}
+_TENSOR_LAYERS = (MPOLinear, DisentangledLinear)
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+}
+LARGEST_LAYER = 2**28  # entries; a file that asks for more is refused before memory is
+
+
+def describe_model(module: nn.Module) -> dict[str, Any] | None:
+    """The declaration of a module, or None if some part of it is no known building block."""
+    if isinstance(module, _TENSOR_LAYERS):
+        return describe_layer(module)
+    if type(module) is nn.Sequential:
+        children = {name: describe_model(child) for name, child in module.named_children()}
+        if any(child is None for child in children.values()):
+            return None
+        return {"type": "Sequential", "children": children}
+    entry = _PLAIN.get(type(module).__name__)
+    if entry is None or type(module) is not entry[0]:
+        return None
+    options = {name: getattr(module, name) for name in entry[1]}
+    if "bias" in options:
+        options["bias"] = module.bias is not None
+    if "normalized_shape" in options:
+        options["normalized_shape"] = list(options["normalized_shape"])
+    return {"type": type(module).__name__, "options": options}
+
+
+def describe_layer(layer: nn.Module) -> dict[str, Any]:
+    """The declaration of an MPO or disentangled layer: its geometry, without numbers."""
+    if isinstance(layer, MPOLinear):
+        return {"type": "MPOLinear", "core": _describe_mpo(layer.mpo), "bias": layer.bias is not None}
+    assert isinstance(layer, DisentangledLinear)
+    return {
+        "type": "DisentangledLinear",
+        "core": _describe_mpo(layer.core),
+        "output_circuit": layer.output_circuit.ansatz.to_dict(),
+        "input_circuit": layer.input_circuit.ansatz.to_dict(),
+        "out_features": layer.out_features,
+        "in_features": layer.in_features,
+        "bias": layer.bias is not None,
+    }
+
+
+def build_model(declaration: Any) -> nn.Module:
+    """The module of a declaration, with arbitrary numbers.
+
+    Raises:
+        FileFormatError: if the declaration is malformed or names an unknown type.
+    """
+    try:
+        kind = declaration["type"]
+        if kind == "Sequential":
+            model = nn.Sequential()
+            for name, child in declaration["children"].items():
+                model.add_module(name, build_model(child))
+            return model
+        if kind in _PLAIN:
+            cls, names = _PLAIN[kind]
+            options = declaration["options"]
+            if set(options) - set(names):
+                raise FileFormatError(f"{kind} takes {', '.join(names)}; the file gives {', '.join(options)}.")
+            if kind == "Linear" and options["in_features"] * options["out_features"] > LARGEST_LAYER:
+                raise FileFormatError("The file declares an unreasonably large layer.")
+            return cls(**options)
+        if kind in ("MPOLinear", "DisentangledLinear"):
+            return build_layer(declaration)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
+        if isinstance(error, FileFormatError):
+            raise
+        raise FileFormatError(f"The model declaration is malformed: {error!r}.") from error
+    raise FileFormatError(f"The model declaration names an unknown type {kind!r}. Was it written by a newer version?")
+
+
+def build_layer(declaration: Any) -> nn.Module:
+    """The MPO or disentangled layer of a declaration, with zeros for numbers.
+
+    Raises:
+        FileFormatError: if the declaration is malformed.
+    """
+    try:
+        core = _build_mpo(declaration["core"])
+        if declaration["type"] == "MPOLinear":
+            return MPOLinear(core, torch.zeros(core.shape[0], dtype=core.dtype) if declaration["bias"] else None)
+        if declaration["type"] != "DisentangledLinear":
+            raise FileFormatError(f"Unknown layer type {declaration['type']!r}. Was it written by a newer version?")
+        output = Circuit(Ansatz.from_dict(declaration["output_circuit"]), "identity", dtype=core.dtype)
+        inward = Circuit(Ansatz.from_dict(declaration["input_circuit"]), "identity", mirrored=True, dtype=core.dtype)
+        out_features = int(declaration["out_features"])
+        bias = torch.zeros(out_features, dtype=core.dtype) if declaration["bias"] else None
+        in_features = int(declaration["in_features"])
+        return DisentangledLinear(output, core, inward, out_features=out_features, in_features=in_features, bias=bias)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, FileFormatError):
+            raise
+        if isinstance(error, InvalidInputError):
+            raise FileFormatError(f"The file declares an impossible layer: {error}") from error
+        raise FileFormatError(f"The layer declaration is malformed: {error!r}.") from error
+
+
+def _describe_mpo(mpo: MPO) -> dict[str, Any]:
+    return {
+        "out_dims": list(mpo.out_dims),
+        "in_dims": list(mpo.in_dims),
+        "bond_dims": list(mpo.bond_dims),
+        "shape": list(mpo.shape),
+        "dtype": str(mpo.dtype).removeprefix("torch."),
+    }
+
+
+def _build_mpo(data: Any) -> MPO:
+    out_dims, in_dims, bonds, shape = (
+        [int(dim) for dim in data[key]] for key in ("out_dims", "in_dims", "bond_dims", "shape")
+    )
+    if min([*out_dims, *in_dims, *bonds, *shape], default=0) < 1 or len(shape) != 2:
+        raise FileFormatError("Dimensions in a file must be positive.")
+    shapes = list(zip([1, *bonds], out_dims, in_dims, [*bonds, 1], strict=True))
+    if sum(a * b * c * d for a, b, c, d in shapes) > LARGEST_LAYER:
+        raise FileFormatError("The file declares an unreasonably large layer.")
+    dtype = _DTYPES[data["dtype"]]
+    return MPO([torch.zeros(*core, dtype=dtype) for core in shapes], shape=(shape[0], shape[1]))

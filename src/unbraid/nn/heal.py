@@ -1,0 +1,389 @@
+"""Healing: one training loop for any model and loss, with early stopping, distillation and resumable checkpoints."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence, Sized
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from unbraid.ground import progress
+from unbraid.ground.errors import DidNotConvergeError, InvalidInputError, require_finite
+from unbraid.ground.files import make_directory, problem_hash, read_checkpoint, write_checkpoint
+from unbraid.ground.manifest import hash_tensors
+from unbraid.ground.random import isolated, stream
+
+Loss = Callable[[nn.Module, Any], Tensor]
+Data = tuple[Tensor, Tensor] | Iterable[Any]
+Callback = Callable[[int, "History"], "bool | None"]
+
+SCHEDULES = ("onecycle", "cosine", "constant")
+CHECKPOINT_NAME = "heal.safetensors"
+DISTILLATION_TEMPERATURE = 2.0
+
+
+@dataclass
+class History:
+    """How a healing went; lists have one entry an epoch.
+
+    Attributes:
+        train_loss: mean loss of the epoch's batches.
+        validation_loss: mean loss over the validation data; empty without them.
+        validation_accuracy: fraction right, 0..1; empty without validation data or with a loss of one's own.
+        learning_rate: at the end of the epoch.
+        best_epoch: the epoch (from 0) whose weights the model has now.
+        status: "completed", "stopped_early" (patience) or "stopped" (callback).
+    """
+
+    train_loss: list[float] = field(default_factory=list)
+    validation_loss: list[float] = field(default_factory=list)
+    validation_accuracy: list[float] = field(default_factory=list)
+    learning_rate: list[float] = field(default_factory=list)
+    best_epoch: int = -1
+    status: str = "running"
+
+
+def heal(
+    model: nn.Module,
+    train_data: Data,
+    validation_data: Data | None = None,
+    *,
+    epochs: int,
+    lr: float,
+    loss: Loss | None = None,
+    teacher: nn.Module | None = None,
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
+    scheduler: str | Callable[[torch.optim.Optimizer, int], LRScheduler] = "onecycle",
+    callbacks: Sequence[Callback] = (),
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    patience: int | None = None,
+    weight_decay: float = 0.0,
+) -> History:
+    """Train ``model`` in place; with validation data it ends with the weights of its best epoch.
+
+    The best epoch is that of the highest validation accuracy (ties: lowest loss), or of the lowest loss where ``loss``
+    is the user's. Batches and dropout of an epoch depend on ``seed`` and the epoch alone, so a resumed run equals an
+    uninterrupted one.
+
+    Args:
+        model: any module with trainable parameters.
+        train_data: (x, y), cut into shuffled batches; or an iterable of batches (a DataLoader, a list).
+        validation_data: likewise; never trained on.
+        epochs: number of passes.
+        lr: peak learning rate.
+        loss: called as loss(model, batch); by default the cross entropy of model(x) against y, batch = (x, y).
+        teacher: with the default loss, half of it becomes the KL divergence from the teacher's softened outputs
+            (temperature 2).
+        optimizer: makes the optimizer from the parameters; Adam by default.
+        scheduler: "onecycle", "cosine", "constant", or makes a scheduler from (optimizer, number of steps); it steps a
+            batch.
+        callbacks: each called with (epochs done, history) after an epoch; returning False stops.
+        checkpoint_dir: where ``heal.safetensors`` is written after each epoch, and resumed from if it is there.
+        seed: of shuffling and dropout.
+        batch_size: for (x, y) data.
+        patience: stop after so many epochs without a better validation score.
+        weight_decay: of the default optimizer.
+
+    Returns:
+        The history.
+
+    Raises:
+        InvalidInputError: if an argument makes no sense, data are empty or not finite, or the checkpoint belongs to
+            another run.
+        DidNotConvergeError: if the loss becomes NaN or infinite.
+    """
+    _check(model, epochs, lr, batch_size, patience, validation_data, teacher, loss)
+    train = _Batches(train_data, batch_size, "train_data")
+    validation = None if validation_data is None else _Batches(validation_data, 1024, "validation_data")
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    chosen = optimizer(parameters) if optimizer else torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
+    schedule = _schedule(scheduler, chosen, epochs * len(train))
+    objective = loss or (_distillation(teacher) if teacher is not None else _classification)
+    history = History()
+    best_state = _snapshot(model)
+    place, problem = None, ""
+    if checkpoint_dir is not None:
+        place = make_directory(checkpoint_dir) / CHECKPOINT_NAME
+        problem = problem_hash(
+            {
+                "model": hash_tensors(*model.state_dict().values()),
+                "data": train.identity,
+                "run": [
+                    epochs,
+                    lr,
+                    seed,
+                    batch_size,
+                    patience,
+                    weight_decay,
+                    type(chosen).__name__,
+                    str(scheduler)[:40],
+                ],
+            }
+        )
+        if place.exists():
+            state = read_checkpoint(place, problem)
+            model.load_state_dict(state["model"])
+            chosen.load_state_dict(state["optimizer"])
+            schedule.load_state_dict(state["scheduler"])
+            best_state, history = state["best"], History(**state["history"])
+
+    was_training = model.training
+    with progress.task("heal", epochs) as advance:
+        advance(len(history.train_loss))
+        while history.status == "running":
+            epoch = len(history.train_loss)
+            if epoch >= epochs:
+                history.status = "completed"
+                break
+            model.train()
+            with isolated(seed, "heal", epoch):
+                history.train_loss.append(
+                    _train_epoch(model, train.epoch(seed, epoch), objective, chosen, schedule, epoch)
+                )
+            history.learning_rate.append(float(chosen.param_groups[0]["lr"]))
+            if validation is not None:
+                _validate(model, validation, loss, history)
+            if validation is None or _score(history, epoch) > _score(history, history.best_epoch):
+                history.best_epoch = epoch
+                best_state = _snapshot(model)
+            if patience is not None and epoch - history.best_epoch >= patience:
+                history.status = "stopped_early"
+            answers = [callback(epoch + 1, history) for callback in callbacks]
+            if any(answer is False for answer in answers):
+                history.status = "stopped"
+            if place is not None:
+                _save(place, problem, model, chosen, schedule, best_state, history)
+            advance(note=f"loss {history.train_loss[-1]:.4f}")
+    model.load_state_dict(best_state)
+    model.train(was_training)
+    return history
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 1024) -> float:
+    """Fraction of rows of ``x`` whose largest output is ``y``, in evaluation mode.
+
+    Args:
+        model: maps (B, in) to (B, classes).
+        x: shape (N, in).
+        y: class numbers, shape (N,).
+        batch_size: rows at a time.
+
+    Raises:
+        InvalidInputError: if there are no rows.
+    """
+    if len(x) == 0 or len(x) != len(y):
+        raise InvalidInputError(
+            f"accuracy needs as many labels as rows, at least one; got {len(x)} rows, {len(y)} labels."
+        )
+    was_training = model.training
+    model.eval()
+    right = sum(
+        int((model(rows).argmax(-1) == labels).sum())
+        for rows, labels in zip(x.split(batch_size), y.split(batch_size), strict=True)
+    )
+    model.train(was_training)
+    return right / len(x)
+
+
+class _Batches:
+    """(x, y) cut into shuffled batches, or batches that come ready."""
+
+    def __init__(self, data: Data, batch_size: int, name: str) -> None:
+        self.pair: tuple[Tensor, Tensor] | None = None
+        if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+            x, y = data
+            if len(x) != len(y) or len(x) == 0:
+                raise InvalidInputError(
+                    f"{name} needs as many labels as rows, at least one; got {len(x)} and {len(y)}."
+                )
+            if x.is_floating_point():
+                require_finite(x, f"{name}[0]")
+            self.pair = (x, y)
+            self.batch_size = batch_size
+            self.count = math.ceil(len(x) / batch_size)
+            self.identity = hash_tensors(x, y)
+            return
+        try:
+            self.batches: Any = data if isinstance(data, Sized) else list(data)
+            self.count = len(self.batches)
+        except TypeError as error:
+            raise InvalidInputError(
+                f"{name} must be (x, y) or an iterable of batches; got {type(data).__name__}."
+            ) from error
+        if self.count == 0:
+            raise InvalidInputError(f"{name} has no batches.")
+        self.identity = f"{self.count} batches"
+
+    def __len__(self) -> int:
+        return self.count
+
+    def epoch(self, seed: int, epoch: int) -> Iterable[Any]:
+        if self.pair is None:
+            return self.batches
+        x, y = self.pair
+        order = torch.randperm(len(x), generator=stream(seed, "batches", epoch)).to(x.device)
+        pieces = order.split(self.batch_size)
+        if len(pieces) > 1 and len(pieces[-1]) == 1:  # batch normalisation cannot train on a single row
+            pieces = (*pieces[:-2], torch.cat(pieces[-2:]))
+        return ((x[piece], y[piece]) for piece in pieces)
+
+    def in_order(self) -> Iterable[Any]:
+        if self.pair is None:
+            return self.batches
+        x, y = self.pair
+        return zip(x.split(self.batch_size), y.split(self.batch_size), strict=True)
+
+
+def _train_epoch(
+    model: nn.Module,
+    batches: Iterable[Any],
+    objective: Loss,
+    optimizer: torch.optim.Optimizer,
+    schedule: LRScheduler,
+    epoch: int,
+) -> float:
+    total, count = 0.0, 0
+    for batch in batches:
+        optimizer.zero_grad(set_to_none=True)
+        value = objective(model, batch)
+        if not torch.isfinite(value):
+            raise DidNotConvergeError(
+                f"The loss became {float(value)} in epoch {epoch}. Try a smaller lr; check data and weights."
+            )
+        value.backward()
+        optimizer.step()
+        schedule.step()
+        total, count = total + float(value.detach()), count + 1
+    return total / count
+
+
+@torch.no_grad()
+def _validate(model: nn.Module, validation: _Batches, loss: Loss | None, history: History) -> None:
+    model.eval()
+    total, right, count = 0.0, 0, 0
+    for batch in validation.in_order():
+        if loss is None:
+            x, y = batch
+            logits = model(x)
+            size = len(y)
+            total += float(cross_entropy(logits, y)) * size
+            right += int((logits.argmax(-1) == y).sum())
+        else:
+            size = 1
+            total += float(loss(model, batch))
+        count += size
+    history.validation_loss.append(total / count)
+    if loss is None:
+        history.validation_accuracy.append(right / count)
+
+
+def _score(history: History, epoch: int) -> tuple[float, float]:
+    if epoch < 0:
+        return (-math.inf, -math.inf)
+    if not history.validation_loss:
+        return (float(epoch), 0.0)
+    first = history.validation_accuracy[epoch] if history.validation_accuracy else 0.0
+    return (first, -history.validation_loss[epoch])
+
+
+def _classification(model: nn.Module, batch: Any) -> Tensor:
+    x, y = batch
+    return cross_entropy(model(x), y)
+
+
+def _distillation(teacher: nn.Module) -> Loss:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        x, y = batch
+        logits = model(x)
+        was_training = teacher.training
+        with torch.no_grad():
+            wanted = teacher.eval()(x)
+        teacher.train(was_training)
+        t = DISTILLATION_TEMPERATURE
+        soft = kl_div(log_softmax(logits / t, -1), log_softmax(wanted / t, -1), reduction="batchmean", log_target=True)
+        return 0.5 * cross_entropy(logits, y) + 0.5 * t * t * soft
+
+    return loss
+
+
+def _schedule(
+    scheduler: str | Callable[[torch.optim.Optimizer, int], LRScheduler], optimizer: torch.optim.Optimizer, steps: int
+) -> LRScheduler:
+    if not isinstance(scheduler, str):
+        return scheduler(optimizer, steps)
+
+    def factor(step: int) -> float:
+        place = min(step / max(steps, 1), 1.0)
+        if scheduler == "constant":
+            return 1.0
+        if scheduler == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * place))
+        if place < 0.3:  # one cycle: up from 1/25 of the peak, then down to almost nothing
+            return 0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * place / 0.3))
+        return 1e-4 + 0.5 * (1 + math.cos(math.pi * (place - 0.3) / 0.7))
+
+    if scheduler not in SCHEDULES:
+        raise InvalidInputError(f"scheduler must be one of {', '.join(SCHEDULES)} or a callable; got {scheduler!r}.")
+    return LambdaLR(optimizer, factor)
+
+
+def _snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def _save(
+    place: Path,
+    problem: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: LRScheduler,
+    best: dict[str, Tensor],
+    history: History,
+) -> None:
+    state = {
+        "model": dict(model.state_dict()),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"} | _lambdas(schedule),
+        "best": best,
+        "history": vars(history),
+    }
+    write_checkpoint(place, state, problem)
+
+
+def _lambdas(schedule: LRScheduler) -> dict[str, Any]:
+    return {"lr_lambdas": [None] * len(schedule.lr_lambdas)} if isinstance(schedule, LambdaLR) else {}
+
+
+def _check(
+    model: nn.Module,
+    epochs: int,
+    lr: float,
+    batch_size: int,
+    patience: int | None,
+    validation_data: Data | None,
+    teacher: nn.Module | None,
+    loss: Loss | None,
+) -> None:
+    for value, name in ((epochs, "epochs"), (batch_size, "batch_size")):
+        if not isinstance(value, int) or value < 1:
+            raise InvalidInputError(f"{name} must be a positive integer; got {value!r}.")
+    if not (math.isfinite(lr) and lr > 0):
+        raise InvalidInputError(f"lr must be a positive number; got {lr!r}.")
+    if patience is not None and (validation_data is None or patience < 1):
+        raise InvalidInputError("patience needs validation_data, and must be at least 1.")
+    if teacher is not None and loss is not None:
+        raise InvalidInputError("Give a teacher or a loss of your own, not both.")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InvalidInputError("The model has no trainable parameters: there is nothing to heal.")
+    for name, parameter in model.named_parameters():
+        require_finite(parameter, f"The parameter {name!r}")

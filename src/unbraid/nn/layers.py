@@ -1,0 +1,261 @@
+"""Layers: ``MPOLinear`` and ``DisentangledLinear``, drop-in replacements of ``nn.Linear``.
+
+Legend: B is a batch, in and out the logical sizes; padded sizes are the products of the legs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad
+
+from unbraid.circuits import Circuit
+from unbraid.disentangle.result import Disentangled
+from unbraid.ground.errors import InvalidInputError
+from unbraid.tensors import MPO
+from unbraid.tensors.mpo import sweep
+
+
+class MPOLinear(nn.Module):
+    """A linear layer whose weight is a matrix product operator with trainable cores.
+
+    Args:
+        mpo: real; its scale is spread over the cores.
+        bias: shape (out,), or None.
+
+    Raises:
+        InvalidInputError: if the MPO is complex or the bias has another size.
+    """
+
+    def __init__(self, mpo: MPO, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.cores = _core_parameters(mpo)
+        self.out_features, self.in_features = mpo.shape
+        self.bias = _bias_parameter(bias, self.out_features, mpo)
+
+    @classmethod
+    def from_linear(
+        cls,
+        layer: nn.Linear,
+        out_dims: Sequence[int] | None = None,
+        in_dims: Sequence[int] | None = None,
+        *,
+        max_bond: int | None = None,
+        rel_error: float | None = None,
+        max_parameters: int | None = None,
+    ) -> MPOLinear:
+        """Decompose the weight of ``layer``; arguments as in :meth:`unbraid.MPO.from_dense`."""
+        mpo = MPO.from_dense(
+            layer.weight, out_dims, in_dims, max_bond=max_bond, rel_error=rel_error, max_parameters=max_parameters
+        )
+        return cls(mpo, layer.bias)
+
+    @property
+    def mpo(self) -> MPO:
+        """The weight, sharing the parameters (differentiable)."""
+        return _operator(self.cores, (self.out_features, self.in_features))
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, shape (out, in); computed at every access, differentiable."""
+        return self.mpo.to_dense()
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable scalars, bias included."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(model)``."""
+        mpo = self.mpo
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"out_dims={mpo.out_dims}, in_dims={mpo.in_dims}, bond_dims={mpo.bond_dims}"
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (..., in) to (..., out)."""
+        y = _apply_operator(x, self.mpo)
+        return y if self.bias is None else y + self.bias
+
+    def to_linear(self) -> nn.Linear:
+        """The equivalent dense layer."""
+        return _dense_linear(self.weight, self.bias)
+
+
+class DisentangledLinear(nn.Module):
+    """A linear layer as output circuit, core MPO, input circuit and bias: ``W = O C I``.
+
+    Inputs are zero-padded at the end to the width of the input circuit; outputs of the output circuit are cropped.
+    Circuits may carry nonlinearities between their segments; the layer is then no longer linear and has no weight.
+
+    Args:
+        output_circuit: acts last; layer 0 first.
+        core: real MPO from the input circuit's width to the output circuit's.
+        input_circuit: acts first; a mirrored circuit, layer 0 last.
+        out_features: logical output size; the output circuit's width by default.
+        in_features: logical input size; the input circuit's width by default.
+        bias: shape (out,), or None.
+
+    Raises:
+        InvalidInputError: if sizes do not fit or something is complex.
+
+    Source:
+        Sec. V of "Classical Neural Networks on Quantum Devices via Tensor Network Disentanglers". Its rows
+        ``Y = X Q_L M' Q_R`` are our columns with ``Q_L = I^T`` and ``Q_R = O^T``.
+    """
+
+    def __init__(
+        self,
+        output_circuit: Circuit,
+        core: MPO,
+        input_circuit: Circuit,
+        *,
+        out_features: int | None = None,
+        in_features: int | None = None,
+        bias: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if output_circuit.is_complex or input_circuit.is_complex:
+            raise InvalidInputError("A DisentangledLinear needs real circuits; choose gate='so' or 'o'.")
+        widths = (output_circuit.dimension, input_circuit.dimension)
+        if core.padded_shape != widths:
+            raise InvalidInputError(
+                f"The core must map the input circuit's width to the output circuit's, {widths[1]} to {widths[0]}; got "
+                f"a core of shape (out, in) = {core.padded_shape}."
+            )
+        self.out_features = widths[0] if out_features is None else out_features
+        self.in_features = widths[1] if in_features is None else in_features
+        if not (0 < self.out_features <= widths[0] and 0 < self.in_features <= widths[1]):
+            raise InvalidInputError(
+                f"out_features and in_features must be at most {widths}; got ({self.out_features}, {self.in_features})."
+            )
+        self.input_circuit = input_circuit
+        self.cores = _core_parameters(core)
+        self.output_circuit = output_circuit
+        self.bias = _bias_parameter(bias, self.out_features, core)
+
+    @classmethod
+    def from_disentangled(cls, result: Disentangled, bias: Tensor | None = None) -> DisentangledLinear:
+        """The layer that applies ``O C I`` of an explicit disentangling; circuits are taken over, not copied."""
+        out_features, in_features = result.shape
+        return cls(
+            result.output_circuit,
+            result.core,
+            result.input_circuit,
+            out_features=out_features,
+            in_features=in_features,
+            bias=bias,
+        )
+
+    @property
+    def core(self) -> MPO:
+        """The core, sharing the parameters (differentiable)."""
+        return _operator(self.cores, (self.output_circuit.dimension, self.input_circuit.dimension))
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the circuits carry no nonlinearities."""
+        return self.input_circuit.is_linear and self.output_circuit.is_linear
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense ``O C I``, cropped to (out, in); differentiable.
+
+        Raises:
+            InvalidInputError: if a circuit carries nonlinearities.
+        """
+        dense = self.output_circuit.matrix() @ self.core.to_dense() @ self.input_circuit.matrix()
+        return dense[: self.out_features, : self.in_features]
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable scalars: core, gates, batch norms within the circuits, bias."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(model)``."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"core_bond_dims={self.core.bond_dims}"
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (..., in) to (..., out)."""
+        if x.shape[-1] != self.in_features:
+            raise InvalidInputError(f"This layer takes {self.in_features} features; got shape {tuple(x.shape)}.")
+        x = self.input_circuit(pad(x, (0, self.input_circuit.dimension - self.in_features)))
+        x = self.output_circuit(_apply_operator(x, self.core))[..., : self.out_features]
+        return x if self.bias is None else x + self.bias
+
+    def to_linear(self) -> nn.Linear:
+        """The equivalent dense layer.
+
+        Raises:
+            InvalidInputError: if a circuit carries nonlinearities.
+        """
+        return _dense_linear(self.weight, self.bias)
+
+
+def _core_parameters(mpo: MPO) -> nn.ParameterList:
+    if mpo.dtype.is_complex:
+        raise InvalidInputError("A layer needs a real MPO; got complex cores.")
+    cores = mpo.balanced().cores if float(mpo.log_scale) != 0 else mpo.cores
+    return nn.ParameterList([nn.Parameter(core.detach().clone()) for core in cores])
+
+
+def _bias_parameter(bias: Tensor | None, out_features: int, mpo: MPO) -> nn.Parameter | None:
+    if bias is None:
+        return None
+    if bias.shape != (out_features,):
+        raise InvalidInputError(f"bias must have shape ({out_features},); got {tuple(bias.shape)}.")
+    return nn.Parameter(bias.detach().to(mpo.device, mpo.dtype).clone())
+
+
+def _operator(cores: nn.ParameterList, shape: tuple[int, int]) -> MPO:
+    mpo = MPO.__new__(MPO)  # the checks of the constructor would read every core at every step
+    mpo._set(tuple(cores), shape, 0.0, None)
+    return mpo
+
+
+def _apply_operator(x: Tensor, mpo: MPO) -> Tensor:
+    """Through the dense weight where that takes fewer multiplications, else core by core."""
+    if x.shape[-1] != mpo.shape[1]:
+        raise InvalidInputError(f"This layer takes {mpo.shape[1]} features; got shape {tuple(x.shape)}.")
+    batch = x.shape[:-1].numel()
+    if _rebuild_cost(mpo) + batch * prod(mpo.shape) <= batch * _sweep_cost(mpo):
+        return linear(x, mpo.to_dense())
+    padded = pad(x, (0, mpo.padded_shape[1] - mpo.shape[1]))
+    return sweep(padded, mpo.cores)[..., : mpo.shape[0]]
+
+
+def _sweep_cost(mpo: MPO) -> int:
+    """Multiplications of one vector through the cores, from the left."""
+    outs, rest, total = 1, mpo.padded_shape[1], 0
+    for core in mpo.cores:
+        rest //= core.shape[2]
+        total += outs * rest * core.numel()
+        outs *= core.shape[1]
+    return total
+
+
+def _rebuild_cost(mpo: MPO) -> int:
+    """Multiplications that make the dense weight."""
+    size, total = 1, 0
+    for core in mpo.cores:
+        total += size * core.numel()
+        size *= core.shape[1] * core.shape[2]
+    return total
+
+
+def _dense_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    out_features, in_features = weight.shape
+    layer = nn.Linear(in_features, out_features, bias=bias is not None, device=weight.device, dtype=weight.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias)
+    return layer

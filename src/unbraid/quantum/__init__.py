@@ -1,0 +1,31 @@
+"""Circuits on simulators and quantum computers: the only room that imports Qiskit."""
+
+from unbraid.quantum.convert import from_qasm3, from_qiskit, read_qpy, to_qasm3, to_qiskit, write_qpy
+from unbraid.quantum.cost import Cost, count_gates, estimate_cost
+from unbraid.quantum.encode import Encoded, encode
+from unbraid.quantum.execute import AerExecutor, Execution, SamplerExecutor, TorchExecutor
+from unbraid.quantum.hybrid import QuantumLinear, Stage, to_quantum
+from unbraid.quantum.readout import ReadOut, read_out
+
+__all__ = [
+    "AerExecutor",
+    "Cost",
+    "Encoded",
+    "Execution",
+    "QuantumLinear",
+    "ReadOut",
+    "SamplerExecutor",
+    "Stage",
+    "TorchExecutor",
+    "count_gates",
+    "encode",
+    "estimate_cost",
+    "from_qasm3",
+    "from_qiskit",
+    "read_out",
+    "read_qpy",
+    "to_qasm3",
+    "to_qiskit",
+    "to_quantum",
+    "write_qpy",
+]

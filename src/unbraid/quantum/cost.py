@@ -1,0 +1,307 @@
+"""What running on a quantum device takes, before anything runs: gates of circuits, and circuits, shots, jobs and time.
+
+Two-qubit gates are counted as built (CX, any two qubits connected) or as transpiled to a backend, and always said
+which.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import torch
+from qiskit import QuantumCircuit, transpile
+from torch import nn
+
+from unbraid.circuits import Circuit
+from unbraid.ground.errors import InvalidInputError, require_choice, require_extra
+from unbraid.ground.random import stream
+from unbraid.quantum.convert import is_standard, num_qubits, to_qiskit, unrolled
+from unbraid.quantum.encode import encode
+
+if TYPE_CHECKING:
+    from unbraid.quantum.hybrid import Stage
+
+TRANSPILER_SEED = 0
+# Circuits that a readout runs a vector, n qubits each.
+CIRCUITS_PER_VECTOR = {"exact": lambda n: 1, "reference": lambda n: 2, "tomography": lambda n: 3**n}
+
+# IBM's job validation accepts every job below these; larger ones may be refused (documentation, "Job limits").
+TWO_QUBIT_GATES_PER_JOB = 10_000
+SHOTS_PER_JOB = 5_000_000
+# A rough model of IBM's devices. The wait between shots, in which qubits relax to |0>, is by default 250 microseconds
+# and dwarfs the rest; Falcon processors (FakeMontreal) measure in 5.2 microseconds and take 0.44 for a CX, Heron ones
+# less.
+SECONDS_PER_SHOT = 255e-6
+SECONDS_PER_LAYER = 0.44e-6
+# Loading and starting a job; the order of magnitude of the smallest usage that is billed. Queues are not counted.
+SECONDS_PER_JOB = 2.0
+
+_IGNORED = frozenset({"barrier", "measure", "reset", "delay", "id"})
+
+
+class GateCounts(TypedDict):
+    """Gates of a circuit; measurements, resets, delays, barriers and identities are not counted.
+
+    Attributes:
+        one_qubit: gates on one qubit, virtual ones (rz) included.
+        two_qubit: gates on two qubits.
+        depth: longest chain of gates that wait for each other.
+        total: all gates.
+    """
+
+    one_qubit: int
+    two_qubit: int
+    depth: int
+    total: int
+
+
+class CircuitCounts(TypedDict):
+    """Gates as built, any two qubits connected, and as transpiled to a backend."""
+
+    logical: GateCounts
+    transpiled: GateCounts
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """Cost of one circuit of a hybrid network, over all samples.
+
+    Attributes:
+        name: of the stage, such as "fc1.input".
+        qubits: of its circuits.
+        readout: "exact" | "reference" | "tomography".
+        circuits: circuits to run.
+        shots: of all circuits together.
+        two_qubit_gates_per_circuit: of the preparation of a generic vector and of the circuit.
+        two_qubit_gates: of all circuits together.
+        depth: of one circuit, without its measurement.
+        jobs: jobs within IBM's guaranteed limits; 0 for "exact", which is simulated.
+        seconds: on a device, without queueing and host time; 0 for "exact".
+        transpiled: whether gates are those of the executor's backend; if not, CX between any two qubits.
+    """
+
+    name: str
+    qubits: int
+    readout: str
+    circuits: int
+    shots: int
+    two_qubit_gates_per_circuit: int
+    two_qubit_gates: int
+    depth: int
+    jobs: int
+    seconds: float
+    transpiled: bool
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of running a hybrid network, over all samples.
+
+    Attributes:
+        samples: vectors through the network.
+        circuits: circuits to run.
+        shots: of all circuits together.
+        two_qubit_gates: of all circuits together, each counted once whatever its shots.
+        depth: of the deepest circuit.
+        jobs: jobs within IBM's guaranteed limits.
+        seconds: on a device, by the rough model of this module; without queueing and host time.
+        stages: the same for every circuit of every layer, in the order in which they run.
+    """
+
+    samples: int
+    circuits: int
+    shots: int
+    two_qubit_gates: int
+    depth: int
+    jobs: int
+    seconds: float
+    stages: tuple[StageCost, ...]
+
+    def describe(self) -> str:
+        """A small table as text."""
+        columns = ("stage", "qubits", "readout", "circuits", "shots", "2q/circuit", "depth", "jobs", "seconds")
+        rows = [
+            (
+                *(stage.name, str(stage.qubits), stage.readout, f"{stage.circuits:,}", f"{stage.shots:,}"),
+                *(
+                    f"{stage.two_qubit_gates_per_circuit:,}",
+                    f"{stage.depth:,}",
+                    f"{stage.jobs:,}",
+                    f"{stage.seconds:,.1f}",
+                ),
+            )
+            for stage in self.stages
+        ]
+        total = (
+            "total",
+            "",
+            "",
+            f"{self.circuits:,}",
+            f"{self.shots:,}",
+            "",
+            "",
+            f"{self.jobs:,}",
+            f"{self.seconds:,.1f}",
+        )
+        table = [columns, *rows, total]
+        widths = [max(len(row[k]) for row in table) for k in range(len(columns))]
+        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
+        gates = {stage.transpiled for stage in self.stages}
+        kind = {True: "transpiled to the backend", False: "as built, all qubits connected"}
+        counted = " or ".join(kind[transpiled] for transpiled in sorted(gates))
+        head = f"{self.samples:,} samples: {self.two_qubit_gates:,} two-qubit gates in all ({counted})."
+        foot = (
+            f"Jobs hold up to {TWO_QUBIT_GATES_PER_JOB:,} two-qubit gates and {SHOTS_PER_JOB:,} shots. Seconds are a "
+            "rough model of an IBM device, without queueing and host time."
+        )
+        return "\n".join([head, *lines, foot])
+
+
+def gate_counts(qc: QuantumCircuit) -> GateCounts:
+    """Count the gates of a circuit; gates on three or more qubits, and composite ones, by their parts.
+
+    Args:
+        qc: any circuit without control flow.
+
+    Returns:
+        A dictionary with the keys ``one_qubit``, ``two_qubit``, ``depth``, ``total``.
+
+    Raises:
+        InvalidInputError: if the circuit has control flow, or a gate on more than two qubits has no definition.
+    """
+    plain = unrolled(qc, lambda gate: gate.num_qubits <= 2 and (is_standard(gate) or gate.definition is None))
+    sizes = [len(item.qubits) for item in plain.data if item.operation.name not in _IGNORED]
+    one, two = sizes.count(1), sizes.count(2)
+    depth = plain.depth(lambda item: item.operation.name not in _IGNORED)
+    return {"one_qubit": one, "two_qubit": two, "depth": depth, "total": len(sizes)}
+
+
+def count_gates(
+    circuit: Circuit | QuantumCircuit, backend: Any = None, *, optimization_level: int = 3, seed: int = TRANSPILER_SEED
+) -> CircuitCounts:
+    """Gates of a circuit as built, and as transpiled to a device.
+
+    Args:
+        circuit: linear; ours or Qiskit's.
+        backend: a Qiskit ``BackendV2``; ``FakeMontrealV2`` (27 qubits, heavy hexagon, cx) by default, as in the paper.
+        optimization_level: of Qiskit's transpiler, 0 to 3.
+        seed: of the transpiler.
+
+    Returns:
+        A dictionary with the keys ``logical`` and ``transpiled``, each as from :func:`gate_counts`.
+
+    Raises:
+        InvalidInputError: if the circuit has nonlinearities or more qubits than the backend.
+        MissingExtraError: if the default backend is not installed.
+    """
+    if backend is None:
+        backend = require_extra("qiskit_ibm_runtime.fake_provider", "ibm").FakeMontrealV2()
+    qc = circuit if isinstance(circuit, QuantumCircuit) else to_qiskit(circuit)
+    return {
+        "logical": gate_counts(qc),
+        "transpiled": gate_counts(_transpiled(qc, backend, optimization_level, seed)),
+    }
+
+
+def estimate_cost(hybrid: nn.Module, n_samples: int) -> Cost:
+    """What running a hybrid network on ``n_samples`` vectors takes; nothing is run.
+
+    Every stage (a linear circuit of a layer) is taken to act on one vector a sample. Its circuits prepare a generic
+    vector and run the circuit; they are transpiled where the executor has a ``backend``.
+
+    Args:
+        hybrid: a model with :class:`~unbraid.QuantumLinear` layers.
+        n_samples: inputs to run, at least 1.
+
+    Returns:
+        A :class:`Cost`. "exact" counts one simulated circuit a vector, without shots, jobs and device time.
+
+    Raises:
+        InvalidInputError: if there is nothing quantum in the model, or ``n_samples`` is no positive integer.
+    """
+    if isinstance(n_samples, bool) or not isinstance(n_samples, int) or n_samples < 1:
+        raise InvalidInputError(f"n_samples must be a positive integer; got {n_samples!r}.")
+    layers = list(_quantum_layers(hybrid))
+    if not layers:
+        raise InvalidInputError(
+            "This model has no quantum layers. Make it a hybrid first: unbraid.to_quantum(model, executor)."
+        )
+    stages = tuple(_stage_cost(stage, n_samples) for layer in layers for stage in layer.stages())
+    return Cost(
+        samples=n_samples,
+        circuits=sum(stage.circuits for stage in stages),
+        shots=sum(stage.shots for stage in stages),
+        two_qubit_gates=sum(stage.two_qubit_gates for stage in stages),
+        depth=max((stage.depth for stage in stages), default=0),
+        jobs=sum(stage.jobs for stage in stages),
+        seconds=sum(stage.seconds for stage in stages),
+        stages=stages,
+    )
+
+
+def _quantum_layers(hybrid: nn.Module) -> Iterator[Any]:
+    for module in hybrid.modules():
+        stages = getattr(module, "stages", None)
+        # Vision models have a ModuleList of that name, and modules are callable.
+        if callable(stages) and not isinstance(stages, nn.Module):
+            yield module
+
+
+def _stage_cost(stage: Stage, n_samples: int) -> StageCost:
+    require_choice(stage.readout, tuple(CIRCUITS_PER_VECTOR), "readout")
+    n = num_qubits(stage.circuit.ansatz.wire_dims)
+    backend = getattr(stage.executor, "backend", None)
+    counts = gate_counts(_stage_circuit(stage, n, backend))
+    each = CIRCUITS_PER_VECTOR[stage.readout](n)
+    circuits = n_samples * each
+    shots = 0
+    if stage.readout == "tomography":
+        shots = circuits * max(1, stage.shots // each)
+    elif stage.readout == "reference":
+        shots = n_samples * stage.shots
+    jobs = _jobs(circuits, counts["two_qubit"], shots) if shots else 0
+    seconds = jobs * SECONDS_PER_JOB + shots * (SECONDS_PER_SHOT + counts["depth"] * SECONDS_PER_LAYER)
+    return StageCost(
+        name=stage.name,
+        qubits=n,
+        readout=stage.readout,
+        circuits=circuits,
+        shots=shots,
+        two_qubit_gates_per_circuit=counts["two_qubit"],
+        two_qubit_gates=circuits * counts["two_qubit"],
+        depth=counts["depth"],
+        jobs=jobs,
+        seconds=seconds,
+        transpiled=backend is not None,
+    )
+
+
+def _stage_circuit(stage: Stage, n: int, backend: Any) -> QuantumCircuit:
+    """The preparation of a generic vector and the circuit, for the backend if there is one."""
+    generic = torch.randn(2**n, dtype=torch.float64, generator=stream(0, "generic vector", n))
+    qc = encode(generic, stage.encoding).circuit(0).compose(to_qiskit(stage.circuit))
+    if backend is None:
+        return qc
+    level = getattr(stage.executor, "optimization_level", 1)
+    seed = getattr(stage.executor, "seed", TRANSPILER_SEED)
+    return _transpiled(qc, backend, level, seed)
+
+
+def _transpiled(qc: QuantumCircuit, backend: Any, optimization_level: int, seed: int) -> QuantumCircuit:
+    available = getattr(backend, "num_qubits", None)
+    if available is not None and qc.num_qubits > available:
+        raise InvalidInputError(
+            f"The circuit has {qc.num_qubits} qubits, but the backend {getattr(backend, 'name', backend)!r} has only "
+            f"{available}. Use a wider backend, or smaller layers."
+        )
+    return transpile(qc, backend, optimization_level=optimization_level, seed_transpiler=seed)
+
+
+def _jobs(circuits: int, two_qubit_gates: int, shots: int) -> int:
+    """Jobs that hold the circuits within both limits, at least one circuit each."""
+    by_gates = TWO_QUBIT_GATES_PER_JOB // max(1, two_qubit_gates)
+    by_shots = int(SHOTS_PER_JOB / (shots / circuits))
+    return math.ceil(circuits / max(1, min(by_gates, by_shots)))

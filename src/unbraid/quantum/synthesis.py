@@ -1,0 +1,179 @@
+"""Real gates as Ry rotations and CNOTs, in closed form and without a leftover sign.
+
+so(4) is two commuting copies of su(2), spanned by ``-iY⊗I, -iZ⊗Y, -iX⊗Y`` and by ``-iI⊗Y, -iY⊗X, -iY⊗Z``. A CNOT whose
+control is the first wire carries ``Y⊗I`` to ``Y⊗X`` and ``I⊗Y`` to ``Z⊗Y``: it swaps the copies. Hence
+
+    (Ry(a) ⊗ Ry(b)) CX (Ry(c) ⊗ Ry(d)) CX (Ry(e) ⊗ Ry(f))
+
+acts as the Euler rotation (a, d, e) in the first copy and (b, c, f) in the second, and every gate of SO(4) has that
+form.
+
+Legend: matrices are read as everywhere in this package, the first wire most significant. In the circuits returned here
+wire 0 of two is qubit 1 (see :mod:`unbraid.quantum.convert`).
+
+Source: the form is that of F. Vatan and C. Williams, Phys. Rev. A 69, 032315 (2004), there derived with S gates; the
+real derivation by two copies of su(2) is ours.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from qiskit import QuantumCircuit
+
+from unbraid.ground.errors import InvalidInputError
+
+Matrix = NDArray[np.float64]
+
+# How far from orthogonal a gate may be (float32 parameters leave about 1e-6); the synthesis takes its nearest rotation.
+ORTHOGONALITY_TOLERANCE = 1e-4
+# Rotations below this are left out; well under the error of 1e-13 that is promised.
+_SMALLEST_ANGLE = 1e-15
+
+_I = np.eye(2)
+_X = np.array([[0.0, 1.0], [1.0, 0.0]])
+_Z = np.diag([1.0, -1.0])
+_Y = np.array([[0.0, -1.0], [1.0, 0.0]])  # -iY, which is real
+_CX = np.array([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]])
+
+# shape: (4, 4, 4); bases of unit quaternions, (1, i, j, k = i j)
+_FIRST = np.stack([np.eye(4), np.kron(_Y, _I), np.kron(_Z, _Y), np.kron(_Y, _I) @ np.kron(_Z, _Y)])
+_SECOND = np.stack([np.eye(4), np.kron(_I, _Y), np.kron(_Y, _X), np.kron(_I, _Y) @ np.kron(_Y, _X)])
+# shape: (4, 4, 4, 4); products of one quaternion of each copy, an orthonormal basis of the 4 x 4 matrices
+_PRODUCTS = np.einsum("iab,jbc->ijac", _FIRST, _SECOND) / 4
+
+
+def so2_angle(matrix: Any) -> float:
+    """The angle t of a rotation, ``matrix = Ry(t)``, in (-2 pi, 2 pi].
+
+    Args:
+        matrix: shape (2, 2), orthogonal with determinant 1.
+
+    Raises:
+        InvalidInputError: if it is no rotation.
+    """
+    gate = _checked(matrix, 2)
+    if _determinant(gate) < 0:
+        raise InvalidInputError("so2_angle needs determinant 1; got -1. Use orthogonal_circuit, which adds a Z.")
+    return 2 * math.atan2(gate[1, 0] - gate[0, 1], gate[0, 0] + gate[1, 1])
+
+
+def so4_angles(matrix: Any) -> NDArray[np.float64]:
+    """The six Ry angles of an SO(4) gate between and around two CNOTs.
+
+    With wire 0 as control of both CNOTs and angles in the order in which they act, two (wire 0, wire 1) a column,
+    ``matrix = (Ry(t4) ⊗ Ry(t5)) CX (Ry(t2) ⊗ Ry(t3)) CX (Ry(t0) ⊗ Ry(t1))``, exactly: no phase and no sign is left.
+
+    Args:
+        matrix: shape (4, 4), orthogonal with determinant 1.
+
+    Returns:
+        Shape (6,), in (-2 pi, 2 pi]; the period is 4 pi.
+
+    Raises:
+        InvalidInputError: if it is no rotation.
+    """
+    gate = _checked(matrix, 4)
+    if _determinant(gate) < 0:
+        raise InvalidInputError("so4_angles needs determinant 1; got -1. Use orthogonal_circuit, which adds a CNOT.")
+    # A rotation is one quaternion of each copy, p ⊗ q: rank one. The SVD finds both and forgets rounding.
+    p, _, q = np.linalg.svd(np.einsum("ijab,ab->ij", _PRODUCTS, gate))
+    after_0, between_1, before_0 = _euler(p[:, 0])
+    after_1, between_0, before_1 = _euler(q[0])
+    return np.array([before_0, before_1, between_0, between_1, after_0, after_1])
+
+
+def orthogonal_circuit(matrix: Any) -> QuantumCircuit:
+    """Any O(2) or O(4) gate as Ry, CX and at most one Z.
+
+    SO(2): one Ry. O(2) of determinant -1: Z, then Ry. SO(4): two CX. O(4) of determinant -1: one CX more, which acts
+    first. Rotations by a multiple of 4 pi are left out; one by 2 pi is -1 and stays.
+
+    Args:
+        matrix: shape (2, 2) or (4, 4), orthogonal to within 1e-4; its nearest orthogonal matrix is synthesised.
+
+    Returns:
+        A circuit on one or two qubits; the first wire of the gate is the last qubit.
+
+    Raises:
+        InvalidInputError: if the matrix is complex, of another shape, or not orthogonal.
+    """
+    size = np.shape(matrix)[0] if np.ndim(matrix) else 0
+    if size not in (2, 4):
+        raise InvalidInputError(f"orthogonal_circuit takes a 2 x 2 or 4 x 4 matrix; got shape {np.shape(matrix)}.")
+    gate = _checked(matrix, size)
+    reflected = _determinant(gate) < 0
+    if size == 2:
+        circuit = QuantumCircuit(1)
+        if reflected:
+            circuit.z(0)
+        add_ry(circuit, so2_angle(gate @ _Z if reflected else gate), 0)
+        return circuit
+    circuit = QuantumCircuit(2)
+    first, second = 1, 0
+    if reflected:
+        circuit.cx(first, second)
+    angles = so4_angles(gate @ _CX if reflected else gate)
+    for column in range(3):
+        if column:
+            circuit.cx(first, second)
+        add_ry(circuit, float(angles[2 * column]), first)
+        add_ry(circuit, float(angles[2 * column + 1]), second)
+    return circuit
+
+
+def add_ry(circuit: QuantumCircuit, angle: float, qubit: int) -> None:
+    """Append Ry(angle) unless the angle is a multiple of 4 pi."""
+    if abs(math.remainder(angle, 4 * math.pi)) > _SMALLEST_ANGLE:
+        circuit.ry(angle, qubit)
+
+
+def nearest_orthogonal(matrix: Any, size: int) -> NDArray[Any]:
+    """The orthogonal (unitary) matrix nearest to one that is so only to rounding; float64 or complex128.
+
+    Args:
+        matrix: shape (size, size).
+        size: dimension of the gate.
+
+    Raises:
+        InvalidInputError: if the shape is another, or the matrix is further than 1e-4 from orthogonal.
+    """
+    gate = np.asarray(matrix)
+    gate = gate.astype(np.complex128 if np.iscomplexobj(gate) else np.float64)
+    if gate.shape != (size, size):
+        raise InvalidInputError(f"A gate here must be a {size} x {size} matrix; got shape {gate.shape}.")
+    if not np.isfinite(gate).all():
+        raise InvalidInputError("A gate must be finite; got NaN or infinite entries.")
+    left, values, right = np.linalg.svd(gate)
+    if np.abs(values - 1).max() > ORTHOGONALITY_TOLERANCE:
+        raise InvalidInputError(
+            f"A gate must be orthogonal or unitary; got singular values from {values.min():.6g} to {values.max():.6g}. "
+            "Take its polar factor first (unbraid.circuits.gates.polar)."
+        )
+    return left @ right
+
+
+def _checked(matrix: Any, size: int) -> Matrix:
+    if np.iscomplexobj(matrix):
+        raise InvalidInputError("Ry and CX make real gates only; got a complex matrix.")
+    return nearest_orthogonal(matrix, size)
+
+
+def _determinant(gate: Matrix) -> float:
+    return float(np.linalg.det(gate))
+
+
+def _euler(quaternion: Matrix) -> tuple[float, float, float]:
+    """Angles (after, between, before) about the axes i, j, i of a unit quaternion (1, i, j, k)."""
+    real, i, j, k = (float(entry) for entry in quaternion)
+    between = 2 * math.atan2(math.hypot(j, k), math.hypot(real, i))
+    half_sum, half_difference = math.atan2(i, real), math.atan2(k, j)
+    # Where only the sum (the difference) of the outer angles is defined, one of them can be zero.
+    if math.hypot(j, k) < _SMALLEST_ANGLE:
+        between, half_difference = 0.0, half_sum
+    elif math.hypot(real, i) < _SMALLEST_ANGLE:
+        half_sum = half_difference
+    return half_sum + half_difference, between, half_sum - half_difference

@@ -1,0 +1,1 @@
+"""Recipes: data sets, models, and one file a table or figure."""

@@ -1,0 +1,249 @@
+"""Algorithms on chains of three-leg cores, shared by MPOs (output and input leg merged) and MPSs.
+
+Legend: a chain is a list of cores of shape (left, leg, right); the first left and the last right dimension are 1.
+Bond ``k`` joins core ``k`` and core ``k + 1``. Norms are carried as logarithms: fifty cores overflow float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Chain = list[Tensor]
+
+
+def split(tensor: Tensor, legs: Sequence[int]) -> Chain:
+    """Exact chain of a dense tensor of shape (prod(legs),), by successive SVDs cut at rounding (TT-SVD).
+
+    The last core holds the norm; the others are left-orthogonal.
+    """
+    cores: Chain = []
+    left = 1
+    rest = tensor.reshape(1, -1)
+    floor = _rounding(tensor.dtype) * float(torch.linalg.vector_norm(tensor))
+    for leg in legs[:-1]:
+        u, s, vh = torch.linalg.svd(rest.reshape(left * leg, -1), full_matrices=False)
+        rank = max(1, int((s > floor).sum()))
+        cores.append(u[:, :rank].reshape(left, leg, rank))
+        rest = s[:rank, None] * vh[:rank]
+        left = rank
+    cores.append(rest.reshape(left, legs[-1], 1))
+    return cores
+
+
+def split_exactly(tensor: Tensor, legs: Sequence[int]) -> Chain:
+    """Chain of full bonds whose cores are copies of identities but one: no rounding at all."""
+    sizes = [math.prod(legs[: k + 1]) for k in range(len(legs))]
+    total = sizes[-1]
+    center = next(k for k, size in enumerate(sizes) if size * size >= total)
+    cores: Chain = []
+    left = 1
+    for k, leg in enumerate(legs):
+        right = total // sizes[k]
+        if k < center:
+            cores.append(torch.eye(left * leg, dtype=tensor.dtype, device=tensor.device).reshape(left, leg, -1))
+            left *= leg
+        elif k == center:
+            cores.append(tensor.reshape(left, leg, right))
+            left = right
+        else:
+            cores.append(torch.eye(left, dtype=tensor.dtype, device=tensor.device).reshape(left, leg, right))
+            left = right
+    return cores
+
+
+def contract(cores: Sequence[Tensor]) -> Tensor:
+    """Dense tensor of a chain, shape (prod(legs),)."""
+    dense = cores[0].reshape(-1, cores[0].shape[2])
+    for core in cores[1:]:
+        dense = (dense @ core.reshape(core.shape[0], -1)).reshape(-1, core.shape[2])
+    return dense.reshape(-1)
+
+
+def canonicalize(cores: Sequence[Tensor], center: int) -> tuple[Chain, Tensor]:
+    """Cores left of ``center`` become left-orthogonal, right of it right-orthogonal; the center gets norm 1.
+
+    Returns:
+        The chain and the logarithm of the norm taken out, a float64 scalar. A chain of norm 0 keeps its zeros.
+    """
+    cores = list(cores)
+    log_norm = torch.zeros((), dtype=torch.float64, device=cores[0].device)
+    for k in range(center):
+        left, leg, right = cores[k].shape
+        q, r = torch.linalg.qr(cores[k].reshape(left * leg, right))
+        r, log_factor = _normalized(r)
+        log_norm = log_norm + log_factor
+        cores[k] = q.reshape(left, leg, -1)
+        cores[k + 1] = torch.tensordot(r, cores[k + 1], dims=1)
+    for k in range(len(cores) - 1, center, -1):
+        left, leg, right = cores[k].shape
+        q, r = torch.linalg.qr(cores[k].reshape(left, leg * right).mH)
+        r, log_factor = _normalized(r)
+        log_norm = log_norm + log_factor
+        cores[k] = q.mH.reshape(-1, leg, right)
+        cores[k - 1] = torch.tensordot(cores[k - 1], r.mH, dims=1)
+    cores[center], log_factor = _normalized(cores[center])
+    return cores, log_norm + log_factor
+
+
+def truncate(cores: Sequence[Tensor], ranks: Sequence[int]) -> tuple[Chain, Tensor]:
+    """Sweep from the left, keeping the ``ranks[k]`` largest Schmidt values at bond ``k``.
+
+    Returns:
+        The chain (center at its last core) and the logarithm of the factor taken out.
+    """
+    cores, log_norm = canonicalize(cores, 0)
+    for k, rank in enumerate(ranks):
+        left, leg, right = cores[k].shape
+        u, s, vh = torch.linalg.svd(cores[k].reshape(left * leg, right), full_matrices=False)
+        cores[k] = u[:, :rank].reshape(left, leg, -1)
+        cores[k + 1] = torch.tensordot(s[:rank, None] * vh[:rank], cores[k + 1], dims=1)
+    return cores, log_norm
+
+
+def schmidt_values(cores: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """Schmidt values at every bond, of the chain normalised to 1, in descending order; and the log of its norm."""
+    cores, log_norm = canonicalize(cores, 0)
+    values = []
+    for k in range(len(cores) - 1):
+        left, leg, right = cores[k].shape
+        u, s, vh = torch.linalg.svd(cores[k].reshape(left * leg, right), full_matrices=False)
+        values.append(s)
+        cores[k] = u.reshape(left, leg, -1)
+        cores[k + 1] = torch.tensordot(s[:, None] * vh, cores[k + 1], dims=1)
+    return values, log_norm
+
+
+def inner(bra: Sequence[Tensor], ket: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """<bra, ket> as a mantissa and a (detached) logarithm: the value is ``mantissa * exp(log)``."""
+    environment = torch.ones(1, 1, dtype=ket[0].dtype, device=ket[0].device)
+    log_scale = torch.zeros((), dtype=torch.float64, device=ket[0].device)
+    for a, b in zip(bra, ket, strict=True):
+        environment = torch.tensordot(environment, b, dims=1)  # (bra bond, leg, ket right)
+        environment = torch.tensordot(a.conj(), environment, dims=([0, 1], [0, 1]))
+        size = torch.linalg.vector_norm(environment.detach())
+        if size > 0:
+            environment = environment / size
+            log_scale = log_scale + size.double().log()
+    return environment.reshape(()), log_scale
+
+
+def add(a: Sequence[Tensor], b: Sequence[Tensor]) -> Chain:
+    """Chain of the sum: bonds add up."""
+    if len(a) == 1:
+        return [a[0] + b[0]]
+    cores = [torch.cat([a[0], b[0]], dim=2)]
+    for x, y in zip(a[1:-1], b[1:-1], strict=True):
+        top = torch.cat([x, x.new_zeros(x.shape[0], x.shape[1], y.shape[2])], dim=2)
+        bottom = torch.cat([y.new_zeros(y.shape[0], y.shape[1], x.shape[2]), y], dim=2)
+        cores.append(torch.cat([top, bottom], dim=0))
+    cores.append(torch.cat([a[-1], b[-1]], dim=0))
+    return cores
+
+
+def choose_ranks(
+    values: Sequence[Tensor],
+    legs: Sequence[int],
+    *,
+    max_bond: int | None = None,
+    rel_error: float | None = None,
+    max_parameters: int | None = None,
+) -> list[int]:
+    """Ranks by dropping, again and again, the Schmidt value that costs least error for the parameters it frees.
+
+    Stops before the sum of all dropped weights exceeds ``rel_error**2`` (an upper bound of the true squared error), or
+    when ``max_parameters`` is reached; ``max_bond`` caps every bond first.
+
+    Args:
+        values: normalised Schmidt values a bond, descending.
+        legs: leg dimensions.
+        max_bond: cap of every rank.
+        rel_error: allowed error of the whole.
+        max_parameters: number of core entries to come down to.
+    """
+    weights = [[float(v) ** 2 for v in s] for s in values]
+    ranks = [min(len(w), max_bond or len(w)) for w in weights]
+    spent = sum(sum(w[r:]) for w, r in zip(weights, ranks, strict=True))
+    allowance = math.inf if rel_error is None else rel_error**2
+    while True:
+        dims = [1, *ranks, 1]
+        parameters = sum(dims[k] * leg * dims[k + 1] for k, leg in enumerate(legs))
+        if max_parameters is not None and parameters <= max_parameters:
+            return ranks
+        best: tuple[float, int] | None = None
+        for k, rank in enumerate(ranks):
+            if rank == 1 or (rel_error is not None and spent + weights[k][rank - 1] > allowance):
+                continue
+            freed = dims[k] * legs[k] + legs[k + 1] * dims[k + 2]
+            price = weights[k][rank - 1] / freed
+            if best is None or price < best[0]:
+                best = (price, k)
+        if best is None or (rel_error is None and max_parameters is None):
+            return ranks
+        ranks[best[1]] -= 1
+        spent += weights[best[1]][ranks[best[1]]]
+
+
+def lower_ranks(cores: Sequence[Tensor], allowed: Callable[[Chain], bool]) -> Chain:
+    """Lower bonds of a chain, those that free most parameters first, until no bond can be lowered by even one.
+
+    Args:
+        cores: a chain for which ``allowed`` holds.
+        allowed: whether a trial chain still meets the error bound.
+    """
+    cores = list(cores)
+    lowered = True
+    while lowered:
+        lowered = False
+        order = sorted(
+            range(len(cores) - 1), key=lambda k: -(cores[k].shape[:2].numel() + cores[k + 1].shape[1:].numel())
+        )
+        for k in order:
+            trial = _truncate_bond(cores, k, allowed)
+            if trial is not None:
+                cores, lowered = trial, True
+    return cores
+
+
+def _truncate_bond(cores: Chain, bond: int, allowed: Callable[[Chain], bool]) -> Chain | None:
+    """Truncate one bond as far as ``allowed`` permits; None if not even by one."""
+    rank = cores[bond].shape[2]
+    if rank == 1:
+        return None
+    centered, log_norm = canonicalize(cores, bond)
+    left, leg, _ = centered[bond].shape
+    u, s, vh = torch.linalg.svd(centered[bond].reshape(left * leg, -1), full_matrices=False)
+    s = s * torch.exp(log_norm).to(s.dtype)
+
+    def kept(count: int) -> Chain:
+        trial = list(centered)
+        trial[bond] = u[:, :count].reshape(left, leg, count)
+        trial[bond + 1] = torch.tensordot(s[:count, None] * vh[:count], centered[bond + 1], dims=1)
+        return trial
+
+    best: Chain | None = None
+    low, high = 1, min(rank - 1, s.numel())
+    if not allowed(kept(high)):  # most bonds cannot be lowered: one trial tells
+        return None
+    while low <= high:
+        middle = (low + high) // 2
+        trial = kept(middle)
+        if allowed(trial):
+            best, high = trial, middle - 1
+        else:
+            low = middle + 1
+    return best
+
+
+def _normalized(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    size = torch.linalg.vector_norm(tensor)
+    if size == 0:
+        return tensor, torch.zeros((), dtype=torch.float64, device=tensor.device)
+    return tensor / size, size.double().log()
+
+
+def _rounding(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps

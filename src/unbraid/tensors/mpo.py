@@ -1,0 +1,483 @@
+"""Matrix product operators: a matrix as a chain of small tensors.
+
+Legend: core ``k`` has shape (left, out, in, right). Columns: ``y = W x`` with ``W`` of shape (out, in), as
+``nn.Linear.weight``. Site 0 is the most significant digit of the index. A log-scale stands beside the cores, since the
+norm of fifty sites overflows float32: the operator is ``exp(log_scale)`` times the contraction of the cores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from unbraid.ground.errors import InvalidInputError, require_finite
+from unbraid.ground.random import stream
+from unbraid.tensors import chain
+from unbraid.tensors.entanglement import bond_entropy
+from unbraid.tensors.sites import align, check_dims, qubit_sites
+
+
+class MPO:
+    """A matrix product operator over torch tensors; immutable, every method returns a new one.
+
+    ``shape``, ``to_dense()``, ``@`` and ``apply`` are logical (without the padding); norm, overlap and Schmidt values
+    are of the padded operator, which differ only where a core has weight in the padding.
+
+    Args:
+        cores: tensors of shape (left, out, in, right), one a site; the outer bonds are 1.
+        shape: the logical (out, in), at most the products of the legs; those products by default.
+        log_scale: natural logarithm of a factor in front.
+
+    Raises:
+        InvalidInputError: if cores do not chain, are not finite, or ``shape`` does not fit.
+    """
+
+    def __init__(
+        self, cores: Sequence[Tensor], *, shape: tuple[int, int] | None = None, log_scale: Tensor | float = 0.0
+    ) -> None:
+        cores = tuple(cores)
+        _check_cores(cores)
+        self._set(cores, shape, log_scale, None)
+        for size, dims, name in zip(self.shape, (self.out_dims, self.in_dims), ("out_dims", "in_dims"), strict=True):
+            check_dims(dims, size, name)
+
+    def _set(
+        self, cores: tuple[Tensor, ...], shape: tuple[int, int] | None, log_scale: Tensor | float, center: int | None
+    ) -> None:
+        self.cores = cores
+        self.out_dims = tuple(core.shape[1] for core in cores)
+        self.in_dims = tuple(core.shape[2] for core in cores)
+        self.padded_shape = (math.prod(self.out_dims), math.prod(self.in_dims))
+        self.shape = (int(shape[0]), int(shape[1])) if shape is not None else self.padded_shape
+        self.log_scale = torch.as_tensor(log_scale, dtype=torch.float64, device=cores[0].device)
+        self.center = center
+
+    def _like(self, cores: Sequence[Tensor], log_scale: Tensor | float, center: int | None = None) -> MPO:
+        """An MPO of the same legs and logical shape from three-leg or four-leg cores, unchecked."""
+        legs = zip(cores, self.out_dims, self.in_dims, strict=True)
+        mpo = MPO.__new__(MPO)
+        mpo._set(
+            tuple(core.reshape(core.shape[0], o, i, core.shape[-1]) for core, o, i in legs),
+            self.shape,
+            log_scale,
+            center,
+        )
+        return mpo
+
+    @classmethod
+    def from_dense(
+        cls,
+        weight: Tensor,
+        out_dims: Sequence[int] | None = None,
+        in_dims: Sequence[int] | None = None,
+        *,
+        max_bond: int | None = None,
+        rel_error: float | None = None,
+        max_parameters: int | None = None,
+    ) -> MPO:
+        """Decompose a matrix, in float64 whatever its dtype, by SVDs between neighbouring sites.
+
+        Without any limit the ranks are those of the matrix at rounding. With ``rel_error`` alone, the Frobenius norm of
+        the error is at most that fraction of the norm of ``weight`` (measured after rounding to the dtype, honoured
+        down to about 10 eps), and no single bond can be lowered by one without breaking the bound. Caps win over
+        ``rel_error``.
+
+        Args:
+            weight: shape (out, in), real or complex.
+            out_dims: output legs a site; one qubit a site by default, padded with zeros at the end of the flat index.
+            in_dims: input legs a site, likewise. The shorter list gets legs of dimension 1 at its tail.
+            max_bond: cap of every bond dimension.
+            rel_error: allowed relative error, 0 <= rel_error < 1.
+            max_parameters: drop the least valuable Schmidt values until at most this many core entries are left.
+
+        Returns:
+            The MPO, with cores of the dtype and on the device of ``weight``.
+
+        Raises:
+            InvalidInputError: if ``weight`` is no matrix, is empty or not finite, or legs and limits do not fit.
+        """
+        _check_weight(weight)
+        _check_limits(max_bond, rel_error, max_parameters)
+        rows, columns = weight.shape
+        default = qubit_sites(rows, columns)
+        outs, ins = align(
+            default[0] if out_dims is None else check_dims(out_dims, rows, "out_dims"),
+            default[1] if in_dims is None else check_dims(in_dims, columns, "in_dims"),
+        )
+        legs = [o * i for o, i in zip(outs, ins, strict=True)]
+        exact = weight.detach().to(torch.complex128 if weight.is_complex() else torch.float64)
+        tensor = _interleave(pad(exact, (0, math.prod(ins) - columns, 0, math.prod(outs) - rows)), outs, ins)
+
+        def rounded(cores: chain.Chain) -> chain.Chain:
+            return [core.to(weight.dtype) for core in cores]
+
+        def error(cores: chain.Chain) -> float:
+            rough = chain.contract([core.to(tensor.dtype) for core in rounded(cores)])
+            return float(torch.linalg.vector_norm(rough - tensor))
+
+        norm = float(torch.linalg.vector_norm(tensor))
+        eps = torch.finfo(weight.dtype).eps
+        allowance = norm * max(4 * eps if rel_error is None else rel_error, 0.0)
+        cores = chain.split(tensor, legs)
+        if norm > 0:
+            values, _ = chain.schmidt_values(cores)
+            bound = rel_error if rel_error is not None else None if max_bond or max_parameters else 4 * eps
+            ranks = chain.choose_ranks(values, legs, max_bond=max_bond, rel_error=bound, max_parameters=max_parameters)
+            cores, log_norm = chain.truncate(cores, ranks)
+            cores = _spread_scale(cores, log_norm)
+        if max_parameters is None and (rel_error is not None or max_bond is None):
+            full = chain.split_exactly(tensor, legs)
+            if error(cores) <= allowance:
+                cores = _even(chain.lower_ranks(cores, lambda trial: error(_even(trial)) <= allowance))
+            elif max_bond is None and rel_error is not None:
+                cores = full
+            if rel_error is None and [c.shape for c in cores] == [c.shape for c in full]:
+                cores = full
+        template = cls.__new__(cls)
+        template.out_dims, template.in_dims, template.shape = outs, ins, (rows, columns)
+        return template._like(rounded(cores), 0.0)
+
+    @classmethod
+    def random(
+        cls,
+        out_dims: Sequence[int],
+        in_dims: Sequence[int],
+        max_bond: int,
+        *,
+        shape: tuple[int, int] | None = None,
+        seed: int = 0,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> MPO:
+        """Gaussian cores, scaled so that entries of the matrix have the variance 1 / (3 in) of ``nn.Linear``'s start.
+
+        Bonds are capped at the rank that the legs on either side allow.
+
+        Args:
+            out_dims: output legs a site; the shorter list gets legs of dimension 1 at its tail.
+            in_dims: input legs a site.
+            max_bond: dimension of the bonds.
+            shape: the logical (out, in).
+            seed: of the entries.
+            dtype: of the cores; torch's default if None.
+            device: of the cores.
+        """
+        _check_limits(max_bond, None, None)
+        outs, ins = align(out_dims, in_dims)
+        legs = [o * i for o, i in zip(outs, ins, strict=True)]
+        bonds = [
+            min(max_bond, math.prod(legs[: k + 1]), math.prod(legs[k + 1 :])) for k in range(len(legs) - 1)
+        ]  # fmt: skip
+        variance = 1 / (3 * math.prod(ins) * math.prod(bonds))
+        generator = stream(seed, "mpo")
+        cores = [
+            torch.randn(left, o, i, right, generator=generator, dtype=torch.float64) * variance ** (0.5 / len(legs))
+            for left, o, i, right in zip([1, *bonds], outs, ins, [*bonds, 1], strict=True)
+        ]
+        return cls([core.to(device, dtype or torch.get_default_dtype()) for core in cores], shape=shape)
+
+    @property
+    def bond_dims(self) -> tuple[int, ...]:
+        """Dimensions of the inner bonds, one fewer than sites."""
+        return tuple(core.shape[3] for core in self.cores[:-1])
+
+    @property
+    def num_sites(self) -> int:
+        """Number of sites."""
+        return len(self.cores)
+
+    @property
+    def num_parameters(self) -> int:
+        """Entries of all cores."""
+        return sum(core.numel() for core in self.cores)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the cores."""
+        return self.cores[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the cores."""
+        return self.cores[0].device
+
+    def __repr__(self) -> str:
+        return (
+            f"MPO(shape={self.shape}, out_dims={self.out_dims}, in_dims={self.in_dims}, bond_dims={self.bond_dims}, "
+            f"dtype={self.dtype})"
+        )
+
+    def to(self, target: torch.device | torch.dtype | str) -> MPO:
+        """A copy with cores on another device or of another dtype."""
+        return self._like([core.to(target) for core in self.cores], self.log_scale, self.center)
+
+    def balanced(self) -> MPO:
+        """The same operator with the log-scale spread over the cores, all of equal root-mean-square entry."""
+        return self._like(_even(_spread_scale(self._chain(), self.log_scale)), 0.0)
+
+    def detach(self) -> MPO:
+        """The same MPO cut off from the autograd graph."""
+        return self._like([core.detach() for core in self.cores], self.log_scale.detach(), self.center)
+
+    @property
+    def mT(self) -> MPO:
+        """The transposed operator, shape (in, out)."""
+        mpo = MPO.__new__(MPO)
+        mpo._set(
+            tuple(c.transpose(1, 2) for c in self.cores), (self.shape[1], self.shape[0]), self.log_scale, self.center
+        )
+        return mpo
+
+    def to_dense(self) -> Tensor:
+        """The logical matrix, shape (out, in)."""
+        return self.to_padded_dense()[: self.shape[0], : self.shape[1]]
+
+    def to_padded_dense(self) -> Tensor:
+        """The whole matrix, shape (prod(out_dims), prod(in_dims))."""
+        return self._scaled(_deinterleave(chain.contract(self._chain()), self.out_dims, self.in_dims))
+
+    def apply(self, x: Tensor) -> Tensor:
+        """``W x`` along the last axis, site by site, without forming ``W``.
+
+        Args:
+            x: shape (..., in), or (..., prod(in_dims)).
+
+        Returns:
+            Shape (..., out), or (..., prod(out_dims)) if ``x`` was padded.
+
+        Raises:
+            InvalidInputError: if the last axis has another size.
+        """
+        size = x.shape[-1]
+        if size not in (self.shape[1], self.padded_shape[1]):
+            raise InvalidInputError(
+                f"x must have {self.shape[1]} entries on its last axis; got shape {tuple(x.shape)}."
+            )
+        out = self._scaled(sweep(pad(x, (0, self.padded_shape[1] - size)), self.cores))
+        return out[..., : self.shape[0]] if size == self.shape[1] else out
+
+    def __matmul__(self, x: Tensor) -> Tensor:
+        """``W @ x`` for a column (in,) or columns (in, k)."""
+        if x.dim() not in (1, 2) or x.shape[0] != self.shape[1]:
+            raise InvalidInputError(
+                f"MPO @ x needs x of shape ({self.shape[1]},) or ({self.shape[1]}, k); got {tuple(x.shape)}. "
+                "For rows, use mpo.apply(x)."
+            )
+        return self.apply(x) if x.dim() == 1 else self.apply(x.mT).mT
+
+    def canonicalize(self, center: int) -> MPO:
+        """The same operator with orthogonal cores around ``center``; its norm goes to ``log_scale``.
+
+        Raises:
+            InvalidInputError: if there is no such site.
+        """
+        if not 0 <= center < self.num_sites:
+            raise InvalidInputError(f"center must be a site from 0 to {self.num_sites - 1}; got {center}.")
+        cores, log_norm = chain.canonicalize(self._chain(), center)
+        return self._like(cores, self.log_scale + log_norm, center)
+
+    def compress(self, max_bond: int | None = None, rel_error: float | None = None) -> MPO:
+        """Lower the bonds, as :meth:`from_dense` does, without forming the matrix.
+
+        Without limits, bonds that carry nothing above rounding are removed.
+
+        Args:
+            max_bond: cap of every bond dimension; wins over ``rel_error``.
+            rel_error: the Frobenius error is at most this fraction of the norm.
+
+        Raises:
+            InvalidInputError: if a limit makes no sense.
+        """
+        _check_limits(max_bond, rel_error, None)
+        cores, log_norm = chain.canonicalize(self._chain(), 0)
+        values, _ = chain.schmidt_values(cores)
+        eps = torch.finfo(self.dtype).eps
+        bound = rel_error if rel_error is not None else None if max_bond else 4 * eps
+        legs = [o * i for o, i in zip(self.out_dims, self.in_dims, strict=True)]
+        ranks = chain.choose_ranks(values, legs, max_bond=max_bond, rel_error=bound)
+        lowered, log_factor = chain.truncate(cores, ranks)
+        if rel_error is not None:
+            reference = [*cores[:-1], -cores[-1]]
+
+            def allowed(trial: chain.Chain) -> bool:
+                _, log_error = chain.canonicalize(chain.add(trial, reference), 0)
+                return float(torch.exp(log_error)) <= rel_error
+
+            whole = [*lowered[:-1], lowered[-1] * torch.exp(log_factor).to(lowered[-1].dtype)]
+            if allowed(whole):
+                lowered, log_factor = chain.canonicalize(chain.lower_ranks(whole, allowed), self.num_sites - 1)
+        return self._like(lowered, self.log_scale + log_norm + log_factor, self.num_sites - 1)
+
+    def schmidt_values(self, bond: int) -> Tensor:
+        """Singular values between the sites up to ``bond`` and the rest, descending; shape (rank,).
+
+        Raises:
+            InvalidInputError: if there is no such bond.
+        """
+        if not 0 <= bond < self.num_sites - 1:
+            raise InvalidInputError(f"bond must be from 0 to {self.num_sites - 2}; got {bond}.")
+        cores, log_norm = chain.canonicalize(self._chain(), bond)
+        left, leg, right = cores[bond].shape
+        return self._scaled(torch.linalg.svdvals(cores[bond].reshape(left * leg, right)), log_norm)
+
+    def entropies(self) -> Tensor:
+        """Bond entropies in nats, shape (sites - 1,) (Eq. 5 of the paper).
+
+        Raises:
+            InvalidInputError: if the operator is zero.
+        """
+        values, _ = chain.schmidt_values(self._chain())
+        if not values:
+            return torch.zeros(0, dtype=torch.float64, device=self.device)
+        return torch.stack([bond_entropy(s) for s in values])
+
+    def norm(self) -> Tensor:
+        """Frobenius norm of the padded operator, a real scalar."""
+        mantissa, log_square = chain.inner(self._chain(), self._chain())
+        return self._scaled(mantissa.real.clamp(min=0).sqrt(), log_square / 2)
+
+    def __add__(self, other: MPO) -> MPO:
+        """Sum; bonds add up."""
+        self._check_legs(other)
+        scale = torch.maximum(self.log_scale, other.log_scale)
+        first, second = (
+            [cores[0] * torch.exp(log - scale).to(cores[0].dtype), *cores[1:]]
+            for cores, log in ((self._chain(), self.log_scale), (other._chain(), other.log_scale))
+        )
+        return self._like(chain.add(first, second), scale)
+
+    def __mul__(self, factor: float | complex | Tensor) -> MPO:
+        """Multiple by a scalar."""
+        return self._like([self.cores[0] * factor, *self.cores[1:]], self.log_scale)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> MPO:
+        return self * -1.0
+
+    def __sub__(self, other: MPO) -> MPO:
+        return self + (-other)
+
+    def _chain(self) -> chain.Chain:
+        return [core.reshape(core.shape[0], -1, core.shape[3]) for core in self.cores]
+
+    def _scaled(self, tensor: Tensor, extra: Tensor | float = 0.0) -> Tensor:
+        return tensor * torch.exp(self.log_scale + extra).to(tensor.real.dtype if tensor.is_complex() else tensor.dtype)
+
+    def _check_legs(self, other: MPO) -> None:
+        mine, theirs = (self.out_dims, self.in_dims, self.shape), (other.out_dims, other.in_dims, other.shape)
+        if mine != theirs:
+            raise InvalidInputError(
+                f"The two MPOs must have the same legs (out_dims, in_dims, shape): {mine} and {theirs}."
+            )
+
+
+def inner(a: MPO, b: MPO) -> Tensor:
+    """<a, b> = Tr(a^dagger b) of the padded operators, a scalar.
+
+    Raises:
+        InvalidInputError: if the legs differ.
+    """
+    a._check_legs(b)
+    mantissa, log_scale = chain.inner(a._chain(), b._chain())
+    return mantissa * torch.exp(log_scale + a.log_scale + b.log_scale).to(mantissa.real.dtype)
+
+
+def overlap(a: MPO, b: MPO) -> Tensor:
+    """Re <a, b> / (|a| |b|), between -1 and 1 (Eq. 2 of the paper); scales do not matter.
+
+    Raises:
+        InvalidInputError: if the legs differ or one operator is zero.
+    """
+    a._check_legs(b)
+    mantissa, log_scale = chain.inner(a._chain(), b._chain())
+    squares = [chain.inner(c._chain(), c._chain()) for c in (a, b)]
+    if any(float(square.real) <= 0 for square, _ in squares):
+        raise InvalidInputError("The overlap with a zero MPO is undefined.")
+    norms = (squares[0][0].real * squares[1][0].real).sqrt()
+    log_norms = (squares[0][1] + squares[1][1]) / 2
+    return mantissa.real / norms * torch.exp(log_scale - log_norms).to(norms.dtype)
+
+
+def sweep(x: Tensor, cores: Sequence[Tensor]) -> Tensor:
+    """Contract vectors (..., prod(in)) with cores (left, out, in, right), left to right: (..., prod(out))."""
+    batch = x.shape[:-1]
+    rest = x.shape[-1]
+    for core in cores:
+        left, out, leg, right = core.shape
+        rest //= leg
+        matrix = core.permute(1, 3, 0, 2).reshape(out * right, left * leg)
+        x = matrix @ x.reshape(-1, left * leg, rest)  # (batch and outputs so far, out * right, rest)
+        x = x.reshape(-1, right * rest)
+    return x.reshape(*batch, -1)
+
+
+def _interleave(matrix: Tensor, outs: Sequence[int], ins: Sequence[int]) -> Tensor:
+    """(out, in) to the flat order out_0, in_0, out_1, in_1, ..."""
+    n = len(outs)
+    order = [axis for k in range(n) for axis in (k, n + k)]
+    return matrix.reshape(*outs, *ins).permute(order).reshape(-1)
+
+
+def _deinterleave(tensor: Tensor, outs: Sequence[int], ins: Sequence[int]) -> Tensor:
+    n = len(outs)
+    legs = [dim for pair in zip(outs, ins, strict=True) for dim in pair]
+    return tensor.reshape(legs).permute(*range(0, 2 * n, 2), *range(1, 2 * n, 2)).reshape(math.prod(outs), -1)
+
+
+def _spread_scale(cores: Sequence[Tensor], log_norm: Tensor) -> chain.Chain:
+    """Put a log-norm back into the cores, equally."""
+    factor = torch.exp(log_norm / len(cores)).to(cores[0].real.dtype if cores[0].is_complex() else cores[0].dtype)
+    return [core * factor for core in cores]
+
+
+def _even(cores: Sequence[Tensor]) -> chain.Chain:
+    """Cores of equal root-mean-square entry: rounds and trains better than one core with all of the norm."""
+    sizes = [torch.linalg.vector_norm(core) / math.sqrt(core.numel()) for core in cores]
+    if any(float(size) == 0 for size in sizes):
+        return list(cores)
+    logs = torch.stack([size.log() for size in sizes])
+    factors = torch.exp(logs.mean() - logs)
+    return [core * factor for core, factor in zip(cores, factors, strict=True)]
+
+
+def _check_weight(weight: Tensor) -> None:
+    if not isinstance(weight, Tensor) or weight.dim() != 2:
+        shape = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise InvalidInputError(f"weight must be a matrix (out, in); got {shape}. Reshape it first.")
+    if weight.numel() == 0:
+        raise InvalidInputError(f"weight must have at least one row and one column; got shape {tuple(weight.shape)}.")
+    if not (weight.is_floating_point() or weight.is_complex()):
+        raise InvalidInputError(f"weight must be floating point or complex; got {weight.dtype}. Convert it first.")
+    require_finite(weight, "weight")
+
+
+def _check_limits(max_bond: int | None, rel_error: float | None, max_parameters: int | None) -> None:
+    for value, name in ((max_bond, "max_bond"), (max_parameters, "max_parameters")):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise InvalidInputError(f"{name} must be a positive integer or None; got {value!r}.")
+    if rel_error is not None and not 0 <= rel_error < 1:
+        raise InvalidInputError(f"rel_error must be at least 0 and below 1; got {rel_error!r}.")
+
+
+def _check_cores(cores: Sequence[Tensor]) -> None:
+    if not cores:
+        raise InvalidInputError("An MPO needs at least one core.")
+    right = 1
+    for k, core in enumerate(cores):
+        if not isinstance(core, Tensor) or core.dim() != 4 or core.numel() == 0:
+            found = tuple(core.shape) if isinstance(core, Tensor) else type(core).__name__
+            raise InvalidInputError(f"core {k} must be a non-empty tensor (left, out, in, right); got {found}.")
+        if core.shape[0] != right:
+            before = "the chain starts with a bond of 1" if k == 0 else f"core {k - 1} ends with a bond of {right}"
+            raise InvalidInputError(f"core {k} has a left bond of {core.shape[0]}, but {before}.")
+        if core.dtype != cores[0].dtype or core.device != cores[0].device:
+            raise InvalidInputError("All cores of an MPO must have one dtype and one device.")
+        require_finite(core, f"core {k}")
+        right = core.shape[3]
+    if right != 1:
+        raise InvalidInputError(f"The last core must end with a bond of 1; got {right}.")

@@ -1,0 +1,166 @@
+import builtins
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from qiskit import QuantumCircuit
+from qiskit.circuit.library import UnitaryGate
+from qiskit.providers.fake_provider import GenericBackendV2
+from torch import nn
+
+from unbraid.circuits import Circuit, brickwall
+from unbraid.circuits.gates import haar
+from unbraid.ground.errors import InvalidInputError, MissingExtraError
+from unbraid.ground.random import stream
+from unbraid.quantum.convert import to_qiskit
+from unbraid.quantum.cost import (
+    SECONDS_PER_JOB,
+    SECONDS_PER_LAYER,
+    SECONDS_PER_SHOT,
+    count_gates,
+    estimate_cost,
+    gate_counts,
+)
+
+
+class Layer(nn.Module):
+    def __init__(self, *stages):
+        super().__init__()
+        self._stages = stages
+
+    def stages(self):
+        return list(self._stages)
+
+
+def stage(n, depth, readout="reference", shots=1000, backend=None, name="fc.input"):
+    circuit = Circuit(brickwall(n, depth), init="random", dtype=torch.float64)
+    executor = SimpleNamespace(backend=backend)
+    return SimpleNamespace(
+        name=name, circuit=circuit, readout=readout, shots=shots, encoding="amplitude", executor=executor
+    )
+
+
+def test_gates_are_counted_by_their_qubits():
+    qc = QuantumCircuit(3, 3)
+    qc.h(0)
+    qc.cx(0, 1)
+    qc.barrier()
+    qc.ry(0.2, 2)
+    qc.id(1)
+    qc.cz(1, 2)
+    qc.delay(10, 0)
+    qc.measure(range(3), range(3))
+    assert gate_counts(qc) == {"one_qubit": 2, "two_qubit": 2, "depth": 3, "total": 4}
+    assert gate_counts(QuantumCircuit(2)) == {"one_qubit": 0, "two_qubit": 0, "depth": 0, "total": 0}
+
+
+def test_large_and_composite_gates_are_counted_by_their_parts():
+    qc = QuantumCircuit(3)
+    qc.ccx(0, 1, 2)
+    assert gate_counts(qc)["two_qubit"] == 6
+    qc = QuantumCircuit(4)
+    qc.append(UnitaryGate(haar("u", 8, 1, stream(0, "gate"))[0].numpy()), [0, 1, 2])
+    assert gate_counts(qc)["two_qubit"] == 19
+    qc = QuantumCircuit(2)
+    qc.append(UnitaryGate(haar("u", 4, 1, stream(0, "gate"))[0].numpy()), [0, 1])
+    assert gate_counts(qc) == {"one_qubit": 8, "two_qubit": 3, "depth": 7, "total": 11}  # Table 1 of the paper: 8 / 3
+
+
+def test_logical_counts_are_ry_and_cx_and_transpiled_ones_are_the_backends():
+    circuit = Circuit(brickwall(3, 2), init="random", seed=1, dtype=torch.float64)
+    line = GenericBackendV2(3, basis_gates=["rz", "sx", "x", "cx"], coupling_map=[[0, 1], [1, 2]], seed=0)
+    counts = count_gates(circuit, line, optimization_level=1)
+    assert counts["logical"] == {"one_qubit": 12, "two_qubit": 4, "depth": 10, "total": 16}
+    assert counts["transpiled"]["two_qubit"] == 4
+    assert counts["transpiled"]["one_qubit"] > 12
+    assert counts == count_gates(to_qiskit(circuit), line, optimization_level=1)
+    with pytest.raises(InvalidInputError, match="4 qubits"):
+        count_gates(Circuit(brickwall(4, 1)), line)
+
+
+def test_the_default_backend_is_montreal():
+    pytest.importorskip("qiskit_ibm_runtime")
+    circuit = Circuit(brickwall(4, 1, body=4), init="random", dtype=torch.float64)
+    counts = count_gates(circuit, optimization_level=1)
+    assert counts["logical"]["two_qubit"] == 95
+    assert counts["transpiled"]["two_qubit"] > 110  # heavy hexagons need SWAPs: 185 in Table 1
+    assert counts["transpiled"]["two_qubit"] < 260
+
+
+def test_a_missing_backend_names_its_extra(monkeypatch):
+    real = builtins.__import__
+    monkeypatch.setitem(__import__("sys").modules, "qiskit_ibm_runtime.fake_provider", None)
+    assert builtins.__import__ is real
+    with pytest.raises(MissingExtraError, match=r"unbraid\[ibm\]"):
+        count_gates(Circuit(brickwall(2, 1)))
+
+
+def test_cost_of_the_reference_readout():
+    hybrid = nn.Sequential(Layer(stage(4, 2), stage(3, 1, shots=500, name="fc.output")), nn.ReLU())
+    cost = estimate_cost(hybrid, 100)
+    first, second = cost.stages
+    # state preparation of n qubits takes 2^n - n - 1 CNOTs, an SO(4) gate two
+    assert first.two_qubit_gates_per_circuit == 11 + 3 * 2
+    assert second.two_qubit_gates_per_circuit == 4 + 1 * 2
+    assert (first.circuits, second.circuits, cost.circuits) == (200, 200, 400)
+    assert (first.shots, second.shots, cost.shots) == (100_000, 50_000, 150_000)
+    assert cost.two_qubit_gates == 200 * 17 + 200 * 6
+    assert (first.jobs, second.jobs, cost.jobs) == (1, 1, 2)
+    assert cost.depth == first.depth > second.depth
+    expected = 2 * SECONDS_PER_JOB + 150_000 * SECONDS_PER_SHOT
+    expected += (100_000 * first.depth + 50_000 * second.depth) * SECONDS_PER_LAYER
+    assert cost.seconds == pytest.approx(expected)
+    assert not first.transpiled
+
+
+def test_jobs_keep_within_both_limits():
+    gates = estimate_cost(Layer(stage(4, 2, shots=10)), 3000).stages[0]
+    assert gates.jobs == math.ceil(6000 / (10_000 // 17))
+    shots = estimate_cost(Layer(stage(4, 2, shots=1_000_000)), 100).stages[0]
+    assert shots.jobs == 100 / 5
+    huge = estimate_cost(Layer(stage(4, 2, shots=10**8)), 3).stages[0]
+    assert huge.jobs == 6
+
+
+def test_cost_of_tomography_and_of_exact_readout():
+    tomography = estimate_cost(Layer(stage(3, 1, "tomography", shots=100)), 10)
+    assert (tomography.circuits, tomography.shots) == (270, 10 * 27 * 3)
+    assert tomography.two_qubit_gates == 270 * 6
+    assert estimate_cost(Layer(stage(3, 1, "tomography", shots=10)), 10).shots == 270
+    exact = estimate_cost(Layer(stage(3, 1, "exact")), 10)
+    assert (exact.circuits, exact.shots, exact.jobs, exact.seconds) == (10, 0, 0, 0.0)
+
+
+def test_cost_on_a_backend_is_transpiled():
+    line = GenericBackendV2(4, basis_gates=["rz", "sx", "x", "cx"], coupling_map=[[0, 1], [1, 2], [2, 3]], seed=0)
+    plain, routed = (estimate_cost(Layer(stage(4, 2, backend=backend)), 10) for backend in (None, line))
+    assert routed.stages[0].transpiled
+    assert routed.two_qubit_gates > plain.two_qubit_gates
+    assert routed.depth > plain.depth
+    assert "transpiled to the backend" in routed.describe()
+    assert "all qubits connected" in plain.describe()
+
+
+def test_the_description_has_a_row_a_stage_and_a_total():
+    lines = estimate_cost(Layer(stage(3, 1), stage(2, 1, "exact", name="fc.output")), 1000).describe().splitlines()
+    assert lines[0].startswith("1,000 samples: 13,000 two-qubit gates")
+    assert [line.split()[0] for line in lines[1:5]] == ["stage", "fc.input", "fc.output", "total"]
+    assert "1,000,000" in lines[2]
+    assert len({len(line) for line in lines[1:5]}) == 1
+
+
+def test_models_without_quantum_layers_and_wrong_sizes_are_refused():
+    class Vision(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stages = nn.ModuleList([nn.Linear(2, 2)])
+
+    with pytest.raises(InvalidInputError, match="to_quantum"):
+        estimate_cost(Vision(), 1)
+    assert estimate_cost(nn.Sequential(Vision(), Layer(stage(2, 1))), 1).circuits == 2
+    for samples in (0, -1, True, 1.5):
+        with pytest.raises(InvalidInputError, match="n_samples"):
+            estimate_cost(Layer(stage(2, 1)), samples)
+    with pytest.raises(InvalidInputError, match="readout"):
+        estimate_cost(Layer(stage(2, 1, "shadows")), 1)

@@ -1,0 +1,190 @@
+"""Hybrid networks against the classical networks that they copy."""
+
+import pytest
+import torch
+from torch import nn
+
+from unbraid.circuits import Circuit, brickwall, parse_ansatz
+from unbraid.ground.errors import ExecutionError, InvalidInputError
+from unbraid.nn.layers import DisentangledLinear
+from unbraid.quantum.execute import AerExecutor, SamplerExecutor, TorchExecutor
+from unbraid.quantum.hybrid import QuantumLinear, to_quantum
+from unbraid.tensors import MPO
+
+
+def disentangled(
+    in_features: int = 8,
+    out_features: int = 4,
+    depth: int = 2,
+    text: str | None = None,
+    *,
+    bias: bool = True,
+    seed: int = 0,
+) -> DisentangledLinear:
+    """A layer with random circuits on the padded sizes and a random core."""
+    widths = [(size - 1).bit_length() for size in (out_features, in_features)]
+    circuits = [
+        Circuit(
+            brickwall(width, depth) if text is None else parse_ansatz(text, width),
+            init="random",
+            seed=seed + k,
+            mirrored=k == 1,
+        )
+        for k, width in enumerate(widths)
+    ]
+    core = MPO.random((2,) * widths[0], (2,) * widths[1], 3, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    return DisentangledLinear(
+        circuits[0],
+        core,
+        circuits[1],
+        out_features=out_features,
+        in_features=in_features,
+        bias=torch.randn(out_features, generator=generator) if bias else None,
+    )
+
+
+def network() -> nn.Sequential:
+    first, second = disentangled(7, 4), disentangled(4, 3, bias=False, seed=5)
+    return nn.Sequential(nn.Linear(6, 7), nn.ReLU(), first, nn.Tanh(), second)
+
+
+def data(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def test_exact_hybrid_equals_the_classical_network() -> None:
+    model = network().eval()
+    hybrid = to_quantum(model, readout="exact")
+    x = data(5, 3, 6)
+    x[0, 0] = 0
+    assert torch.allclose(hybrid(x), model(x), atol=1e-5)
+    hybrid(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in hybrid.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_model_itself_stays_as_it_is() -> None:
+    model = network().train()
+    hybrid = to_quantum(model, readout="exact")
+    assert isinstance(model[2], DisentangledLinear)
+    assert isinstance(hybrid[2], QuantumLinear)
+    assert not hybrid.training
+    assert model.training
+    with torch.no_grad():
+        hybrid[2].layer.bias.add_(1)
+    assert not torch.equal(hybrid[2].layer.bias, model[2].bias)
+
+
+@pytest.mark.parametrize("sizes", [(8, 4), (7, 3), (5, 6), (16, 10)])
+def test_sampled_layers_come_close_and_closer(sizes: tuple[int, int]) -> None:
+    layer = disentangled(*sizes)
+    x = data(40, sizes[0])
+    exact = layer(x).detach()
+    distances = []
+    for shots in (1_000, 1_000_000):
+        out = to_quantum(layer, shots=shots)(x)
+        assert out.shape == exact.shape
+        distances.append(float((out - exact).norm() / (exact - layer.bias).norm()))
+    assert distances[1] < 0.02
+    assert distances[1] < distances[0] / 10
+
+
+@pytest.mark.parametrize("joint", ["relu", "bn+relu"])
+def test_nonlinearities_between_segments(joint: str) -> None:
+    layer = disentangled(8, 8, text=f"2b+1b | {joint} | 2b | {joint} | 1b").train()
+    for _ in range(20):
+        layer(data(30, 8))
+    layer.eval()
+    x = data(6, 8)
+    exact = layer(x).detach()
+    assert torch.allclose(to_quantum(layer, readout="exact")(x), exact, atol=1e-5)
+    sampled = to_quantum(layer, shots=1_000_000)
+    assert float((sampled(x) - exact).norm() / exact.norm()) < 0.03
+    assert [stage.name for stage in sampled.stages()] == [
+        f"layer.{side}.{k}" for side in ("input", "output") for k in range(3)
+    ]
+
+
+def test_stages_multiply_to_the_layer() -> None:
+    layer = disentangled(8, 4)
+    first, last = QuantumLinear(layer, name="fc", shots=500).stages()
+    assert (first.name, last.name) == ("fc.input", "fc.output")
+    assert (first.readout, first.shots, first.encoding) == ("reference", 500, "amplitude")
+    assert isinstance(first.executor, TorchExecutor)
+    x = data(3, 8)
+    assert torch.allclose(last.circuit(layer.core.apply(first.circuit(x))) + layer.bias, layer(x), atol=1e-5)
+
+
+def test_spent_counts_what_was_run() -> None:
+    hybrid = to_quantum(disentangled(8, 4), shots=100)
+    x = data(5, 8)
+    x[2] = 0
+    hybrid(x)
+    # Two stages of two circuits for each vector that is not zero.
+    assert (hybrid.spent.circuits, hybrid.spent.shots) == (16, 800)
+    hybrid(data(1, 8))
+    assert (hybrid.spent.circuits, hybrid.spent.shots) == (20, 1000)
+
+
+def test_empty_circuits_are_not_run() -> None:
+    layer = disentangled(8, 4, depth=0)
+    hybrid = to_quantum(layer, shots=10)
+    assert hybrid.stages() == []
+    x = data(5, 8)
+    assert torch.allclose(hybrid(x), layer(x), atol=1e-6)
+    assert hybrid.spent.circuits == 0
+
+
+def test_equal_seeds_give_equal_numbers() -> None:
+    model, x = network(), data(4, 6)
+    first, again, other = (to_quantum(model, shots=100, seed=seed) for seed in (1, 1, 2))
+    values = [hybrid(x) for hybrid in (first, again, other)]
+    assert torch.equal(values[0], values[1])
+    assert not torch.equal(values[0], values[2])
+    second = first(x)
+    assert not torch.equal(values[0], second)
+    assert torch.equal(second, again(x))
+
+
+def test_other_layers_do_not_change_a_layers_samples() -> None:
+    layer, x = disentangled(8, 4), data(3, 8)
+    alone = to_quantum(nn.ModuleDict({"a": layer}), shots=50)["a"](x)
+    both = to_quantum(nn.ModuleDict({"b": disentangled(8, 4, seed=9), "a": layer}), shots=50)
+    both["b"](x)
+    assert torch.equal(both["a"](x), alone)
+
+
+def test_hybrid_on_aer() -> None:
+    pytest.importorskip("qiskit_aer")
+    layer, x = disentangled(8, 4), data(3, 8)
+    runs = [to_quantum(layer, AerExecutor(), shots=20_000)(x) for _ in range(2)]
+    assert torch.equal(*runs)
+    assert float((runs[0] - layer(x)).norm() / (layer(x) - layer.bias).norm()) < 0.1
+
+
+class Broken:
+    """A sampler without a connection."""
+
+    def run(self, pubs: list, *, shots: int | None = None) -> object:
+        raise TimeoutError("no answer")
+
+
+def test_wrong_uses_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="DisentangledLinear"):
+        to_quantum(nn.Linear(4, 4))
+    layer = disentangled(8, 4)
+    with pytest.raises(InvalidInputError, match="readout"):
+        to_quantum(layer, readout="guess")
+    with pytest.raises(InvalidInputError, match="encoding"):
+        to_quantum(layer, encoding="basis")
+    with pytest.raises(InvalidInputError, match="shots"):
+        to_quantum(layer, shots=0)
+    with pytest.raises(InvalidInputError, match="TorchExecutor"):
+        to_quantum(layer, SamplerExecutor(Broken()), readout="exact")
+    with pytest.raises(InvalidInputError, match="8 features"):
+        to_quantum(layer)(data(2, 7))
+    with pytest.raises(InvalidInputError, match="finite"):
+        to_quantum(layer)(data(2, 8) * float("inf"))
+    with pytest.raises(ExecutionError, match="no answer"):
+        to_quantum(layer, SamplerExecutor(Broken()))(data(2, 8))

@@ -1,0 +1,211 @@
+"""Readouts: norm and sign come back, and errors shrink as they should."""
+
+import math
+
+import pytest
+import torch
+
+from unbraid.circuits import Circuit, brickwall, parse_ansatz
+from unbraid.ground.errors import ExecutionError, InvalidInputError
+from unbraid.quantum.execute import AerExecutor, Execution
+from unbraid.quantum.readout import apply_transposed, read_out, reference_states, solve_reference
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def haar_circuit(qubits: int, seed: int = 1, gate: str = "so") -> Circuit:
+    return Circuit(brickwall(qubits, 4, gate=gate), init="random", seed=seed, dtype=torch.float64)
+
+
+def inputs(count: int, size: int, seed: int = 0) -> torch.Tensor:
+    return 3 * torch.randn(count, size, dtype=torch.float64, generator=generator(seed))
+
+
+def relative_squares(read: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+    return ((read - exact).norm(dim=-1) / exact.norm(dim=-1)) ** 2
+
+
+def test_exact_is_the_circuit() -> None:
+    circuit, x = haar_circuit(3), inputs(6, 8).reshape(2, 3, 8)
+    read = read_out(circuit, x, readout="exact")
+    assert torch.equal(read.vectors, circuit(x))
+    assert read.vectors.requires_grad
+    assert read.shots == 0
+    assert read.standard_error.shape == (2, 3)
+    assert not read.standard_error.any()
+
+
+@pytest.mark.parametrize(("qubits", "shots"), [(4, 10_000), (6, 100_000), (8, 1_000_000)])
+def test_reference_recovers_norm_and_sign_near_the_optimum(qubits: int, shots: int) -> None:
+    size = 2**qubits
+    circuit, x = haar_circuit(qubits), inputs(200, size)
+    exact = circuit(x).detach()
+    read = read_out(circuit, x, shots=shots, generator=generator(2))
+    squares = relative_squares(read.vectors, exact)
+    optimum = (size - 1) / (4 * shots)
+    # 1 / c^2 = 1.25 is the floor of this readout; equal shots for both circuits would give 1.4 to 3.4.
+    assert 1.1 < float(squares.mean()) / optimum < 1.4
+    assert (torch.cosine_similarity(read.vectors, exact, dim=1) > 0.9).all()
+    assert torch.allclose(read.vectors.norm(dim=1), x.norm(dim=1))
+    claimed = (read.standard_error / x.norm(dim=1)) ** 2
+    assert 0.9 < float(claimed.mean() / squares.mean()) < 1.1
+    assert (read.circuits, read.shots) == (400, 200 * shots)
+
+
+def test_reference_converges_like_one_over_root_shots() -> None:
+    circuit, x = haar_circuit(6), inputs(100, 64)
+    exact = circuit(x).detach()
+    reads = [read_out(circuit, x, shots=shots, generator=generator(1)) for shots in (10_000, 1_000_000)]
+    errors = [math.sqrt(float(relative_squares(read.vectors, exact).mean())) for read in reads]
+    assert 8 < errors[0] / errors[1] < 13
+
+
+def test_opposite_inputs_read_opposite_outputs() -> None:
+    circuit, x = haar_circuit(5), inputs(20, 32)
+    plus = read_out(circuit, x, shots=100_000, generator=generator(1)).vectors
+    minus = read_out(circuit, -x, shots=100_000, generator=generator(2)).vectors
+    assert (torch.cosine_similarity(plus, minus, dim=1) < -0.99).all()
+
+
+def test_inputs_along_the_reference_are_no_trouble() -> None:
+    circuit = haar_circuit(4)
+    uniform = torch.full((1, 16), 0.25, dtype=torch.float64)
+    r = apply_transposed(circuit, uniform).detach()
+    for x in (r, -r):
+        read = read_out(circuit, x, shots=100_000, generator=generator())
+        assert torch.allclose(read.vectors, circuit(x).detach(), atol=0.02)
+
+
+def test_transposed_circuit_is_the_inverse() -> None:
+    for mirrored in (False, True):
+        ansatz = parse_ansatz("2b+cnot+1b+3b", 4)
+        circuit = Circuit(ansatz, init="random", seed=2, mirrored=mirrored, dtype=torch.float64)
+        x = inputs(3, 16)
+        assert torch.allclose(apply_transposed(circuit, circuit(x)), x)
+
+
+def test_noiseless_counts_are_inverted_exactly() -> None:
+    circuit, x = haar_circuit(5), inputs(10, 32)
+    unit = x / x.norm(dim=1, keepdim=True)
+    with torch.no_grad():
+        states, squares = reference_states(circuit, unit)
+        assert torch.allclose(squares.sum(dim=0), torch.full((10,), 2.0, dtype=torch.float64))
+        plus, minus = circuit(states) ** 2 * squares[:, :, None] * 1e8 / 2
+        vectors, _ = solve_reference(plus, minus, 10**8)
+        assert torch.allclose(vectors, circuit(unit), atol=1e-9)
+
+
+def test_few_shots_give_finite_unit_vectors() -> None:
+    circuit, x = haar_circuit(6), inputs(50, 64)
+    for shots in (2, 3, 20):
+        read = read_out(circuit, x, shots=shots, generator=generator(3))
+        assert torch.isfinite(read.vectors).all()
+        assert torch.isfinite(read.standard_error).all()
+        assert torch.allclose(read.vectors.norm(dim=1), x.norm(dim=1))
+        assert read.shots == 50 * shots
+
+
+def test_zero_vectors_give_zeros_and_cost_nothing() -> None:
+    circuit, x = haar_circuit(3), inputs(3, 8)
+    x[1] = 0
+    read = read_out(circuit, x, shots=100, generator=generator())
+    assert not read.vectors[1].any()
+    assert float(read.standard_error[1]) == 0
+    assert (read.circuits, read.shots) == (4, 200)
+    nothing = read_out(circuit, torch.zeros(8, dtype=torch.float64))
+    assert (nothing.circuits, nothing.shots) == (0, 0)
+    assert torch.equal(nothing.vectors, torch.zeros(8, dtype=torch.float64))
+    assert read_out(circuit, torch.zeros(0, 8)).vectors.shape == (0, 8)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_extreme_norms_survive(scale: float) -> None:
+    circuit = haar_circuit(3).float()
+    x = inputs(2, 8).float()
+    big = read_out(circuit, x * scale, shots=1000, generator=generator())
+    plain = read_out(circuit, x, shots=1000, generator=generator())
+    assert torch.allclose(big.vectors / scale, plain.vectors, rtol=1e-4)
+    assert big.vectors.dtype == torch.float32
+
+
+def test_equal_generators_give_equal_results() -> None:
+    circuit, x = haar_circuit(3), inputs(4, 8)
+    first, again, other = (read_out(circuit, x, shots=100, generator=generator(seed)).vectors for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_reference_through_aer() -> None:
+    pytest.importorskip("qiskit_aer")
+    circuit, x = haar_circuit(3), inputs(4, 8)
+    read = read_out(circuit, x, shots=20_000, executor=AerExecutor(), generator=generator())
+    squares = relative_squares(read.vectors, circuit(x).detach())
+    assert float(squares.mean()) < 3 * 7 / (4 * 20_000)
+
+
+@pytest.mark.parametrize("gate", ["so", "u"])
+def test_tomography_finds_the_state_up_to_its_sign(gate: str) -> None:
+    pytest.importorskip("qiskit_experiments")
+    circuit, x = haar_circuit(2, seed=4, gate=gate), inputs(6, 4)
+    read = read_out(circuit, x, readout="tomography", shots=90_009, generator=generator())
+    exact = circuit(x).detach()
+    largest = exact.gather(1, exact.abs().argmax(dim=1, keepdim=True))
+    exact = exact * largest.conj() / largest.abs()
+    assert float(relative_squares(read.vectors, exact).mean().sqrt()) < 0.02
+    assert (read.circuits, read.shots) == (54, 6 * 9 * 10_001)
+    assert read.vectors.is_complex() == (gate == "u")
+
+
+def test_tomography_states_its_error() -> None:
+    pytest.importorskip("qiskit_experiments")
+    circuit, x = haar_circuit(2, seed=4), inputs(20, 4)
+    read = read_out(circuit, x, readout="tomography", shots=9_000, generator=generator())
+    exact = circuit(x).detach()
+    exact = exact * (exact * read.vectors).sum(dim=1, keepdim=True).sign()
+    measured = relative_squares(read.vectors, exact).mean().sqrt()
+    claimed = ((read.standard_error / x.norm(dim=1)) ** 2).mean().sqrt()
+    assert 0.7 < float(claimed / measured) < 1.5
+
+
+def test_tomography_through_aer() -> None:
+    pytest.importorskip("qiskit_experiments")
+    pytest.importorskip("qiskit_aer")
+    circuit, x = haar_circuit(2, seed=4), inputs(1, 4)
+    read = read_out(circuit, x, readout="tomography", shots=45_000, executor=AerExecutor(), generator=generator())
+    exact = circuit(x).detach()
+    assert float(torch.cosine_similarity(read.vectors, exact).abs()) > 0.999
+
+
+class Silent:
+    """An executor that returns no counts."""
+
+    def run(self, circuit: Circuit, vectors: torch.Tensor, shots: object = None, **options: object) -> Execution:
+        return Execution(None, vectors, 0, 0, (), 0.0)
+
+
+def test_wrong_uses_are_refused() -> None:
+    circuit, x = haar_circuit(3), inputs(2, 8)
+    with pytest.raises(InvalidInputError, match="'exact', 'reference', 'tomography'"):
+        read_out(circuit, x, readout="guess")
+    with pytest.raises(InvalidInputError, match="unitary"):
+        read_out(haar_circuit(3, gate="u"), x)
+    complex_circuit = haar_circuit(3, gate="u")
+    assert torch.equal(read_out(complex_circuit, x, readout="exact").vectors, complex_circuit(x))
+    for shots in (1, 0, 2.5, True):
+        with pytest.raises(InvalidInputError, match="shots"):
+            read_out(circuit, x, shots=shots)
+    with pytest.raises(InvalidInputError, match="8 entries"):
+        read_out(circuit, x[:, :4])
+    with pytest.raises(InvalidInputError, match="real"):
+        read_out(circuit, x.to(torch.complex128))
+    with pytest.raises(InvalidInputError, match="finite"):
+        read_out(circuit, x * float("nan"))
+    with pytest.raises(InvalidInputError, match="nonlinearities"):
+        read_out(Circuit(parse_ansatz("2b | relu | 2b", 3)), x.float(), readout="exact")
+    for readout in ("reference", "tomography"):
+        with pytest.raises((ExecutionError, InvalidInputError)):
+            read_out(circuit, x, readout=readout, executor=Silent())
+    with pytest.raises(InvalidInputError, match="TorchExecutor"):
+        read_out(circuit, x, readout="exact", executor=Silent())
