@@ -202,8 +202,9 @@ def test_wrong_uses_are_refused() -> None:
         read_out(circuit, x.to(torch.complex128))
     with pytest.raises(InvalidInputError, match="finite"):
         read_out(circuit, x * float("nan"))
-    with pytest.raises(InvalidInputError, match="nonlinearities"):
-        read_out(Circuit(parse_ansatz("2b | relu | 2b", 3)), x.float(), readout="exact")
+    for readout in ("exact", "reference", "tomography"):
+        with pytest.raises(InvalidInputError, match="nonlinearities"):
+            read_out(Circuit(parse_ansatz("2b | relu | 2b", 3)), x.float(), readout=readout)
     for readout in ("reference", "tomography"):
         with pytest.raises((ExecutionError, InvalidInputError)):
             read_out(circuit, x, readout=readout, executor=Silent())

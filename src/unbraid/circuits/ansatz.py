@@ -61,6 +61,11 @@ class Ansatz:
             for gate in layer:
                 if not gate.is_trainable and gate.name not in FIXED_GATES:
                     raise InvalidInputError(f"Unknown gate {gate.name!r}; known: {', '.join([*GROUPS, *FIXED_GATES])}.")
+                body = None if gate.is_trainable else len(FIXED_GATES[gate.name]).bit_length() - 1
+                if not gate.wires or body not in (None, len(gate.wires)):
+                    raise InvalidInputError(
+                        f"The gate {gate.name!r} acts on {body or 'one or more'} wires; got {gate.wires}."
+                    )
         for position, name in self.joints:
             require_choice(name, JOINTS, "A joint")
             if not 0 < position < len(self.layers):

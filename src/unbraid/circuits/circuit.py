@@ -6,7 +6,7 @@ Legend: N is the product of the wire dimensions (2^n for n qubits), d the dimens
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -131,6 +131,8 @@ class Circuit(nn.Module):
             if isinstance(matrix, str):
                 placed.append(Gate(matrix, on))
                 continue
+            if any(not 0 <= wire < len(dims) for wire in on):
+                raise InvalidInputError(f"The wires of a gate must be from 0 to {len(dims) - 1}; got {on}.")
             size = prod([dims[wire] for wire in on])
             exact = matrix.detach().cpu().to(torch.complex128 if matrix.is_complex() else torch.float64)
             if exact.shape != (size, size) or not torch.allclose(
@@ -158,6 +160,15 @@ class Circuit(nn.Module):
         """
         # The quantum room stands above this one and is loaded only when asked for.
         return importlib.import_module("unbraid.quantum.convert").from_qiskit(circuit)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Circuit:
+        # Module.to(a real dtype) would cast the complex bases to it and lose their imaginary parts
+        bases = {name: base for name, base in self._buffers.items() if base is not None and base.is_complex()}
+        self._buffers.update(dict.fromkeys(bases))
+        super()._apply(fn, recurse)
+        for name, base in bases.items():
+            self._buffers[name] = torch.view_as_complex(fn(torch.view_as_real(base)).contiguous())
+        return self
 
     @property
     def dimension(self) -> int:
@@ -225,11 +236,18 @@ class Circuit(nn.Module):
             matrices: one of shape (d, d) a trainable gate, layer by layer from layer 0.
 
         Raises:
-            InvalidInputError: if their number is wrong.
+            InvalidInputError: if their number or a shape is wrong, or one is complex and its gate real.
         """
         places = [place for place in self._places if place[1] >= 0]
         if len(matrices) != len(places):
             raise InvalidInputError(f"This circuit has {len(places)} trainable gates; got {len(matrices)} matrices.")
+        for number, ((name, row), matrix) in enumerate(zip(places, matrices, strict=True)):
+            base = self.get_buffer(f"base_{name}")[row]
+            if matrix.shape != base.shape or (matrix.is_complex() and not base.is_complex()):
+                raise InvalidInputError(
+                    f"Gate {number} needs a {'complex' if base.is_complex() else 'real'} matrix of shape {tuple(base.shape)}; "
+                    f"got {matrix.dtype} {tuple(matrix.shape)}."
+                )
         for (name, row), matrix in zip(places, matrices, strict=True):
             self.get_buffer(f"base_{name}")[row] = matrix.to(self.get_buffer(f"base_{name}"))
         for parameter in self.generators.values():

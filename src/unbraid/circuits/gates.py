@@ -101,6 +101,8 @@ def polar(environment: Tensor, group: str) -> Tensor:
     Source:
         Eq. (4) of "Classical Neural Networks on Quantum Devices via Tensor Network Disentanglers".
     """
+    if group != "u" and environment.is_complex():
+        environment = environment.real  # a real gate does not see the imaginary part
     u, _, vh = torch.linalg.svd(environment)
     if group == "so":
         sign = torch.linalg.det(u @ vh).sign()

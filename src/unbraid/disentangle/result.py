@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from unbraid.circuits import Circuit
@@ -52,5 +54,7 @@ class Disentangled:
 
     def to_dense(self) -> Tensor:
         """The matrix ``O C I``, cropped to the logical shape (out, in)."""
-        dense = self.output_circuit.matrix() @ self.core.to_padded_dense() @ self.input_circuit.matrix()
+        factors = (self.output_circuit.matrix(), self.core.to_padded_dense(), self.input_circuit.matrix())
+        dtype = reduce(torch.promote_types, (factor.dtype for factor in factors))
+        dense = factors[0].to(dtype) @ factors[1].to(dtype) @ factors[2].to(dtype)
         return dense[: self.shape[0], : self.shape[1]].detach()

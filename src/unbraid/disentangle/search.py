@@ -15,7 +15,7 @@ from unbraid.circuits import Ansatz, Circuit
 from unbraid.disentangle.dense import DenseEngine, Gates
 from unbraid.disentangle.objective import LARGEST_DENSE, joint_ceiling, spectral_ceiling
 from unbraid.disentangle.result import Disentangled
-from unbraid.disentangle.sweep import Callback, Run, optimize
+from unbraid.disentangle.sweep import Callback, Run, optimize, resumed
 from unbraid.ground import progress
 from unbraid.ground.errors import InvalidInputError, require_choice
 from unbraid.ground.files import problem_hash, read_checkpoint, write_checkpoint
@@ -76,6 +76,8 @@ def disentangle(
     Source:
         Sec. IV, Eqs. (2)-(4) of "Classical Neural Networks on Quantum Devices via Tensor Network Disentanglers".
     """
+    if not isinstance(mpo, MPO):
+        raise InvalidInputError(f"mpo must be an MPO; got {type(mpo).__name__}. For a matrix: MPO.from_dense(matrix).")
     pairs = _pairs(mpo, ansatz)
     _check(mpo, core_bond, core, start, engine, restarts, max_sweeps, tolerance)
     target = _normalized(mpo)
@@ -229,6 +231,8 @@ def _check(
         raise InvalidInputError(f"tolerance must be 0 or more; got {tolerance!r}.")
     if isinstance(core, str):
         require_choice(core, ("joint", "fixed"), "core (if no MPO)")
+    elif not isinstance(core, MPO):
+        raise InvalidInputError(f"core must be 'joint', 'fixed' or an MPO; got {type(core).__name__}.")
     elif (core.out_dims, core.in_dims) != (mpo.out_dims, mpo.in_dims):
         raise InvalidInputError(
             f"The core must have the legs of the MPO, {mpo.out_dims} x {mpo.in_dims}; got "
@@ -280,7 +284,7 @@ def _result(mpo: MPO, run: Run, engine: DenseEngine, *, joint: bool, core_bond: 
     stripped = MPO.from_dense(engine.disentangled(gates), mpo.out_dims, mpo.in_dims)
     return Disentangled(
         output_circuit=_circuit(engine.output_ansatz, gates.output, False, mpo),
-        core=scaled.balanced().to(mpo.dtype),
+        core=scaled.balanced().to(torch.promote_types(mpo.dtype, torch.complex64) if scaled.dtype.is_complex else mpo.dtype),
         input_circuit=_circuit(engine.input_ansatz, gates.input, True, mpo),
         shape=mpo.shape,
         overlap=gates.overlap,
@@ -310,7 +314,7 @@ class _Checkpoint:
 
     def load(self, number: int, depth: int) -> Run | None:
         state = self.runs.get(f"{number}/{depth}")
-        return None if state is None else Run.from_state(state)
+        return None if state is None else resumed(Run.from_state(state))
 
     def save(self, number: int, depth: int, run: Run) -> None:
         if self.path is None:

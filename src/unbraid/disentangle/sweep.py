@@ -65,6 +65,13 @@ class Run:
         return cls(**{**state, "accepted": Gates(**state["accepted"]), "current": Gates(**state["current"])})
 
 
+def resumed(run: Run) -> Run:
+    """A saved run as it goes on: one that its callback stopped is taken up again."""
+    if run.status == "stopped":
+        run.status = "converged" if run.quiet >= PATIENCE else "running"
+    return run
+
+
 def optimize(
     engine: Engine,
     run: Run,

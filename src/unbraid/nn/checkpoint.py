@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from unbraid.ground.errors import FileFormatError, InvalidInputError, require_finite
 from unbraid.ground.files import make_directory, read_json, read_tensors, write_json, write_tensors
 from unbraid.ground.manifest import hash_tensors, versions
-from unbraid.nn.declaration import build_layer, build_model, describe_layer, describe_model
+from unbraid.nn.declaration import build_layer, build_model, count_entries, describe_layer, describe_model
 from unbraid.nn.layers import DisentangledLinear, MPOLinear
 from unbraid.nn.surgery import replace_modules
 
@@ -99,11 +99,17 @@ def load_pretrained(directory: str | os.PathLike[str], model: nn.Module | None =
         raise FileFormatError(f"{place} is no folder. Give one that save_pretrained wrote.")
     configuration = _parse(read_json(place / CONFIG_NAME), place / CONFIG_NAME)
     state, metadata = read_tensors(place / TENSORS_NAME)
-    if hash_tensors(*(state[name] for name in sorted(state))) != configuration.tensors:
+    digest = hash_tensors(*(state[name] for name in sorted(state)))
+    if digest != configuration.tensors:
         try:
             configuration = _parse(json.loads(metadata["config"]), place / TENSORS_NAME)
         except (KeyError, ValueError) as error:
             raise FileFormatError(f"{CONFIG_NAME} and {TENSORS_NAME} in {place} do not belong together.") from error
+        if digest != configuration.tensors:
+            raise FileFormatError(f"The tensors in {place / TENSORS_NAME} are not those that were written. Copy them again.")
+    declared = [*configuration.layers.values()] if model is not None else [configuration.declaration or {}]
+    if sum(count_entries(part) for part in declared if part) > sum(tensor.numel() for tensor in state.values()):
+        raise FileFormatError(f"{place / CONFIG_NAME} declares more numbers than {TENSORS_NAME} holds.")
     if model is None:
         if configuration.declaration is None:
             raise InvalidInputError(
@@ -129,7 +135,7 @@ def _parse(content: Any, path: Path) -> Configuration:
         version = content.get("version")
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise FileFormatError(
-                f"{path} has format version {version}; this unbraid reads up to {FORMAT_VERSION}. Update unbraid to read it."
+                f"{path} has format version {version}; this unbraid reads up to {FORMAT_VERSION}. Update unbraid."
             )
     try:
         return Configuration.model_validate(content)
@@ -157,4 +163,7 @@ def _load_state(model: nn.Module, state: dict[str, Tensor], place: Path) -> None
             if names
         ]
         raise FileFormatError(f"{place / TENSORS_NAME} does not fit the model; {'; '.join(parts)}.")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if name in state:  # the numbers come back in the dtype in which they were saved
+            tensor.data = tensor.data.to(state[name].dtype)
     model.load_state_dict(state)

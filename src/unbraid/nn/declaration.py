@@ -6,6 +6,7 @@ A declaration is a tree, ``{"type": "Sequential", "children": {"0": {...}}}`` or
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from unbraid.tensors import MPO
 _PLAIN: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "Linear": (nn.Linear, ("in_features", "out_features", "bias")),
     "BatchNorm1d": (nn.BatchNorm1d, ("num_features", "eps", "momentum", "affine", "track_running_stats")),
-    "LayerNorm": (nn.LayerNorm, ("normalized_shape", "eps", "elementwise_affine")),
+    "LayerNorm": (nn.LayerNorm, ("normalized_shape", "eps", "elementwise_affine", "bias")),
     "Dropout": (nn.Dropout, ("p",)),
     "Flatten": (nn.Flatten, ("start_dim", "end_dim")),
     "Identity": (nn.Identity, ()),
@@ -46,7 +47,8 @@ def describe_model(module: nn.Module) -> dict[str, Any] | None:
     if isinstance(module, _TENSOR_LAYERS):
         return describe_layer(module)
     if type(module) is nn.Sequential:
-        children = {name: describe_model(child) for name, child in module.named_children()}
+        # named_children() lists a module that stands at two places only once
+        children = {name: describe_model(child) for name, child in module._modules.items() if child is not None}
         if any(child is None for child in children.values()):
             return None
         return {"type": "Sequential", "children": children}
@@ -131,6 +133,48 @@ def build_layer(declaration: Any) -> nn.Module:
         if isinstance(error, InvalidInputError):
             raise FileFormatError(f"The file declares an impossible layer: {error}") from error
         raise FileFormatError(f"The layer declaration is malformed: {error!r}.") from error
+
+
+def count_entries(declaration: Any) -> int:
+    """Numbers that the module of a declaration holds, at least; counted before memory is given to them.
+
+    Raises:
+        FileFormatError: if the declaration is malformed.
+    """
+    try:
+        kind = declaration["type"]
+        if kind == "Sequential":
+            return sum(count_entries(child) for child in declaration["children"].values())
+        if kind in ("MPOLinear", "DisentangledLinear"):
+            core = declaration["core"]
+            bonds = [1, *core["bond_dims"], 1]
+            total = sum(prod(dims) for dims in zip(bonds[:-1], core["out_dims"], core["in_dims"], bonds[1:], strict=True))
+            if declaration["bias"]:
+                total += core["shape"][0] if kind == "MPOLinear" else declaration["out_features"]
+            return total + sum(_count_gates(declaration[side]) for side in ("output_circuit", "input_circuit") if side in declaration)
+        options = declaration.get("options", {})
+        if kind == "Linear":
+            return options["in_features"] * options["out_features"]
+        if kind == "BatchNorm1d" and (options["affine"] or options["track_running_stats"]):
+            return options["num_features"]
+        if kind == "LayerNorm" and options["elementwise_affine"]:
+            return prod(options["normalized_shape"])
+        return 0
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        if isinstance(error, FileFormatError):
+            raise
+        raise FileFormatError(f"The model declaration is malformed: {error!r}.") from error
+
+
+def _count_gates(data: Any) -> int:
+    ansatz = Ansatz.from_dict(data)
+    total = sum(ansatz.dimension for _, name in ansatz.joints if name != "relu")
+    for gate in ansatz.gates():
+        size = prod(ansatz.gate_dims(gate)) ** 2
+        if size > LARGEST_LAYER:
+            raise FileFormatError("The file declares an unreasonably large gate.")
+        total += size if gate.is_trainable else 0
+    return total
 
 
 def _describe_mpo(mpo: MPO) -> dict[str, Any]:

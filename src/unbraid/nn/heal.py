@@ -135,6 +135,9 @@ def heal(
             chosen.load_state_dict(state["optimizer"])
             schedule.load_state_dict(state["scheduler"])
             best_state, history = state["best"], History(**state["history"])
+            if history.status == "stopped":  # by a callback: taken up again
+                waited = len(history.train_loss) - 1 - history.best_epoch
+                history.status = "stopped_early" if patience is not None and waited >= patience else "running"
 
     was_training = model.training
     with progress.task("heal", epochs) as advance:

@@ -48,7 +48,7 @@ class GateCounts(TypedDict):
     Attributes:
         one_qubit: gates on one qubit, virtual ones (rz) included.
         two_qubit: gates on two qubits.
-        depth: longest chain of gates that wait for each other.
+        depth: longest chain of gates that wait for each other (a barrier makes them wait).
         total: all gates.
     """
 

@@ -22,11 +22,11 @@ from unbraid.ground import progress
 from unbraid.ground.errors import ExecutionError, InvalidInputError, require_choice, require_extra, require_finite
 from unbraid.ground.manifest import hash_tensors
 from unbraid.ground.random import stream, stream_seed
+from unbraid.quantum.encode import ENCODINGS
 
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
 
-ENCODINGS = ("amplitude",)
 PLAIN_BASIS = ("u", "cx")
 
 _NORM_TOLERANCE = 1e-4

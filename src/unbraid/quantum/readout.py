@@ -93,6 +93,11 @@ def read_out(
     """
     require_choice(readout, READOUTS, "readout")
     require_choice(encoding, ENCODINGS, "encoding")
+    if not circuit.is_linear:
+        raise InvalidInputError(
+            "read_out takes linear circuits; this one carries nonlinearities. Read out its segments() one by one, or "
+            "use to_quantum."
+        )
     if x.dim() == 0 or x.shape[-1] != circuit.dimension:
         raise InvalidInputError(
             f"x must have {circuit.dimension} entries on its last axis; got shape {tuple(x.shape)}. Pad with zeros."
@@ -208,10 +213,6 @@ def _exact(circuit: Circuit, flat: Tensor, executor: Executor) -> tuple[Tensor, 
         raise InvalidInputError(
             f"readout='exact' takes the vector from torch's simulation, and {executor!r} only counts outcomes. Use "
             "readout='reference', or executor=TorchExecutor()."
-        )
-    if not circuit.is_linear:
-        raise InvalidInputError(
-            "read_out takes linear circuits; run the segments() of this one one by one, or use to_quantum."
         )
     return circuit(flat), len(flat)
 

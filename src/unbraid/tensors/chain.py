@@ -119,11 +119,12 @@ def schmidt_values(cores: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
 
 def inner(bra: Sequence[Tensor], ket: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """<bra, ket> as a mantissa and a (detached) logarithm: the value is ``mantissa * exp(log)``."""
-    environment = torch.ones(1, 1, dtype=ket[0].dtype, device=ket[0].device)
+    dtype = torch.promote_types(bra[0].dtype, ket[0].dtype)
+    environment = torch.ones(1, 1, dtype=dtype, device=ket[0].device)
     log_scale = torch.zeros((), dtype=torch.float64, device=ket[0].device)
     for a, b in zip(bra, ket, strict=True):
-        environment = torch.tensordot(environment, b, dims=1)  # (bra bond, leg, ket right)
-        environment = torch.tensordot(a.conj(), environment, dims=([0, 1], [0, 1]))
+        environment = torch.tensordot(environment, b.to(dtype), dims=1)  # (bra bond, leg, ket right)
+        environment = torch.tensordot(a.to(dtype).conj(), environment, dims=([0, 1], [0, 1]))
         size = torch.linalg.vector_norm(environment.detach())
         if size > 0:
             environment = environment / size
@@ -154,8 +155,8 @@ def choose_ranks(
 ) -> list[int]:
     """Ranks by dropping, again and again, the Schmidt value that costs least error for the parameters it frees.
 
-    Stops before the sum of all dropped weights exceeds ``rel_error**2`` (an upper bound of the true squared error), or
-    when ``max_parameters`` is reached; ``max_bond`` caps every bond first.
+    Stops before the sum of all dropped weights exceeds ``rel_error**2`` (an upper bound of the true squared error), but
+    not before ``max_parameters`` is reached; ``max_bond`` caps every bond first.
 
     Args:
         values: normalised Schmidt values a bond, descending.
@@ -167,21 +168,22 @@ def choose_ranks(
     weights = [[float(v) ** 2 for v in s] for s in values]
     ranks = [min(len(w), max_bond or len(w)) for w in weights]
     spent = sum(sum(w[r:]) for w, r in zip(weights, ranks, strict=True))
-    allowance = math.inf if rel_error is None else rel_error**2
+    allowance = 0.0 if rel_error is None else rel_error**2
     while True:
         dims = [1, *ranks, 1]
         parameters = sum(dims[k] * leg * dims[k + 1] for k, leg in enumerate(legs))
-        if max_parameters is not None and parameters <= max_parameters:
+        fits = max_parameters is None or parameters <= max_parameters
+        if fits and rel_error is None:
             return ranks
         best: tuple[float, int] | None = None
         for k, rank in enumerate(ranks):
-            if rank == 1 or (rel_error is not None and spent + weights[k][rank - 1] > allowance):
+            if rank == 1 or (fits and spent + weights[k][rank - 1] > allowance):
                 continue
             freed = dims[k] * legs[k] + legs[k + 1] * dims[k + 2]
             price = weights[k][rank - 1] / freed
             if best is None or price < best[0]:
                 best = (price, k)
-        if best is None or (rel_error is None and max_parameters is None):
+        if best is None:
             return ranks
         ranks[best[1]] -= 1
         spent += weights[best[1]][ranks[best[1]]]

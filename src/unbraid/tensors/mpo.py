@@ -109,6 +109,16 @@ class MPO:
             default[1] if in_dims is None else check_dims(in_dims, columns, "in_dims"),
         )
         legs = [o * i for o, i in zip(outs, ins, strict=True)]
+        if max_parameters is not None and max_parameters < sum(legs):
+            raise InvalidInputError(
+                f"max_parameters must be at least {sum(legs)}, the entries with all bonds 1 on the legs {outs} x {ins}; got "
+                f"{max_parameters}. Allow more, or choose other legs."
+            )
+        peak = float(weight.detach().abs().max())
+        if peak > 0 and not 1e-100 < peak < 1e100:  # squares would leave the range of float64
+            factor = 2.0 ** math.floor(math.log2(peak))
+            limits = {"max_bond": max_bond, "rel_error": rel_error, "max_parameters": max_parameters}
+            return cls.from_dense(weight.detach() / factor, outs, ins, **limits) * factor
         exact = weight.detach().to(torch.complex128 if weight.is_complex() else torch.float64)
         tensor = _interleave(pad(exact, (0, math.prod(ins) - columns, 0, math.prod(outs) - rows)), outs, ins)
 
@@ -168,6 +178,8 @@ class MPO:
         """
         _check_limits(max_bond, None, None)
         outs, ins = align(out_dims, in_dims)
+        check_dims(outs, math.prod(outs), "out_dims")
+        check_dims(ins, math.prod(ins), "in_dims")
         legs = [o * i for o, i in zip(outs, ins, strict=True)]
         bonds = [
             min(max_bond, math.prod(legs[: k + 1]), math.prod(legs[k + 1 :])) for k in range(len(legs) - 1)
@@ -277,8 +289,8 @@ class MPO:
         """
         if not 0 <= center < self.num_sites:
             raise InvalidInputError(f"center must be a site from 0 to {self.num_sites - 1}; got {center}.")
-        cores, log_norm = chain.canonicalize(self._chain(), center)
-        return self._like(cores, self.log_scale + log_norm, center)
+        cores, log_norm = chain.canonicalize(self._wide_chain(), center)
+        return self._like([core.to(self.dtype) for core in cores], self.log_scale + log_norm, center)
 
     def compress(self, max_bond: int | None = None, rel_error: float | None = None) -> MPO:
         """Lower the bonds, as :meth:`from_dense` does, without forming the matrix.
@@ -293,7 +305,7 @@ class MPO:
             InvalidInputError: if a limit makes no sense.
         """
         _check_limits(max_bond, rel_error, None)
-        cores, log_norm = chain.canonicalize(self._chain(), 0)
+        cores, log_norm = chain.canonicalize(self._wide_chain(), 0)
         values, _ = chain.schmidt_values(cores)
         eps = torch.finfo(self.dtype).eps
         bound = rel_error if rel_error is not None else None if max_bond else 4 * eps
@@ -310,7 +322,9 @@ class MPO:
             whole = [*lowered[:-1], lowered[-1] * torch.exp(log_factor).to(lowered[-1].dtype)]
             if allowed(whole):
                 lowered, log_factor = chain.canonicalize(chain.lower_ranks(whole, allowed), self.num_sites - 1)
-        return self._like(lowered, self.log_scale + log_norm + log_factor, self.num_sites - 1)
+        return self._like(
+            [core.to(self.dtype) for core in lowered], self.log_scale + log_norm + log_factor, self.num_sites - 1
+        )
 
     def schmidt_values(self, bond: int) -> Tensor:
         """Singular values between the sites up to ``bond`` and the rest, descending; shape (rank,).
@@ -320,7 +334,7 @@ class MPO:
         """
         if not 0 <= bond < self.num_sites - 1:
             raise InvalidInputError(f"bond must be from 0 to {self.num_sites - 2}; got {bond}.")
-        cores, log_norm = chain.canonicalize(self._chain(), bond)
+        cores, log_norm = chain.canonicalize(self._wide_chain(), bond)
         left, leg, right = cores[bond].shape
         return self._scaled(torch.linalg.svdvals(cores[bond].reshape(left * leg, right)), log_norm)
 
@@ -330,7 +344,7 @@ class MPO:
         Raises:
             InvalidInputError: if the operator is zero.
         """
-        values, _ = chain.schmidt_values(self._chain())
+        values, _ = chain.schmidt_values(self._wide_chain())
         if not values:
             return torch.zeros(0, dtype=torch.float64, device=self.device)
         return torch.stack([bond_entropy(s) for s in values])
@@ -352,7 +366,8 @@ class MPO:
 
     def __mul__(self, factor: float | complex | Tensor) -> MPO:
         """Multiple by a scalar."""
-        return self._like([self.cores[0] * factor, *self.cores[1:]], self.log_scale)
+        first = self.cores[0] * factor
+        return self._like([first, *(core.to(first.dtype) for core in self.cores[1:])], self.log_scale)
 
     __rmul__ = __mul__
 
@@ -364,6 +379,10 @@ class MPO:
 
     def _chain(self) -> chain.Chain:
         return [core.reshape(core.shape[0], -1, core.shape[3]) for core in self.cores]
+
+    def _wide_chain(self) -> chain.Chain:
+        """The chain, half precision as float32: torch has no decompositions in less."""
+        return [core.float() if core.dtype in (torch.bfloat16, torch.float16) else core for core in self._chain()]
 
     def _scaled(self, tensor: Tensor, extra: Tensor | float = 0.0) -> Tensor:
         return tensor * torch.exp(self.log_scale + extra).to(tensor.real.dtype if tensor.is_complex() else tensor.dtype)

@@ -56,8 +56,10 @@ def check_dims(dims: Sequence[int], size: int, name: str) -> Dims:
         InvalidInputError: if a dimension is no positive integer, if the product is too small, or if it is twice the
             size or more (half of the padded index would be zeros).
     """
-    if not all(isinstance(d, int) and d > 0 for d in dims) or not dims:
-        raise InvalidInputError(f"{name} must be positive integers, at least one; got {tuple(dims)}.")
+    if isinstance(dims, int) or not all(isinstance(d, int) and d > 0 for d in dims) or not dims:
+        raise InvalidInputError(f"{name} must be positive integers, at least one, such as (4, 4); got {dims!r}.")
+    if size < 1:
+        raise InvalidInputError(f"A logical size must be positive; got {size} for {name} {tuple(dims)}.")
     product = math.prod(dims)
     qubits = (2,) * max(1, qubits_for(size))
     if product < size:

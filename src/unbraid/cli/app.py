@@ -1,0 +1,325 @@
+"""The verbs. Each reads its arguments, calls one typed function, prints a small table and writes files below ``--out``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from unbraid.cli.arguments import load_data, load_model, load_rows, split_targets
+from unbraid.cli.display import console, errors, print_table, shown
+from unbraid.ground.errors import UnbraidError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Trained networks as matrix product operators and quantum circuits, and what they cost.",
+)
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Folder of save_pretrained, package.module:factory, or FOLDER@factory.")
+]
+Weights = Annotated[Path | None, typer.Option(help="Safetensors file with the factory's weights.")]
+Out = Annotated[Path, typer.Option(help="Folder for the report and the artefacts; created if needed.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same numbers.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars; print only where the report is.")]
+TargetsOption = Annotated[
+    str, typer.Option(help="'all-linear', a regular expression, or name endings with commas between.")
+]
+Data = Annotated[
+    str, typer.Option(help="digits, mnist, fashion-mnist, cifar10; for `run` also a safetensors file with x and y.")
+]
+DataDir = Annotated[Path | None, typer.Option(help="Where the data set's files are.")]
+Size = Annotated[int | None, typer.Option(help="Side that images are scaled to: 8, 16 or 32.")]
+Download = Annotated[bool, typer.Option("--download", help="Fetch a published data set, checked by hash.")]
+
+
+class Sites(str, Enum):
+    """How layers are cut into sites."""
+
+    auto = "auto"
+    qubits = "qubits"
+
+
+class Readout(str, Enum):
+    """How vectors are read from circuits."""
+
+    exact = "exact"
+    reference = "reference"
+    tomography = "tomography"
+
+
+class ExecutorName(str, Enum):
+    """What runs circuits."""
+
+    torch = "torch"
+    aer = "aer"
+
+
+@app.command()
+def demo(out: Out = Path("unbraid-demo"), seed: Seed = 0, quiet: Quiet = False) -> None:
+    """Run the main job end to end on bundled 8x8 digits, offline."""
+    from unbraid.recipes.demo import run_demo
+
+    with shown(quiet):
+        report = run_demo(out, seed=seed)
+    _finish(report.table(), out, quiet, "8x8 digits, from a dense network to circuits")
+
+
+@app.command()
+def scan(
+    model: Model,
+    weights: Weights = None,
+    targets: TargetsOption = "all-linear",
+    sites: Sites = Sites.qubits,
+    out: Out = Path("unbraid-out"),
+    quiet: Quiet = False,
+) -> None:
+    """Show which layers are worth compressing and disentangling."""
+    from unbraid.ground.manifest import build_manifest
+    from unbraid.nn import scan as scan_model
+    from unbraid.report import Report
+
+    with shown(quiet):
+        found = scan_model(load_model(model, weights), targets=split_targets(targets), sites=sites.value)
+    head = ("layer", "shape", "qubits", "parameters", *(f"bond at {rank.rel_error:.0%}" for rank in found[0].ranks))
+    rows = [
+        (
+            layer.name or "(the model)",
+            f"{layer.shape[0]} x {layer.shape[1]}",
+            f"{layer.qubits[0]} x {layer.qubits[1]}",
+            f"{layer.parameters:,}",
+            *(str(max(rank.bond_dims, default=1)) for rank in layer.ranks),
+            f"{sum(layer.entropies):.2f} / {sum(layer.maximum_entropies):.2f}",
+        )
+        for layer in found
+    ]
+    report = Report(
+        title=f"Scan of {model}", layers=[layer.to_dict() for layer in found], manifest=build_manifest(), status="done"
+    )
+    report.save(out)
+    _finish([(*head, "entropy / maximum"), *rows], out, quiet, None)
+    if not quiet:
+        for layer in found:
+            console.print(f"{escape(layer.name)}: {layer.verdict}.", highlight=False)
+
+
+@app.command()
+def compress(
+    model: Model,
+    weights: Weights = None,
+    targets: TargetsOption = "all-linear",
+    max_bond: Annotated[int | None, typer.Option(help="Cap of every bond dimension.")] = None,
+    rel_error: Annotated[float | None, typer.Option(help="Allowed relative error of a weight.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Core entries as a fraction of the weights.")] = None,
+    sites: Sites = Sites.auto,
+    data: Annotated[str | None, typer.Option(help="Heal on: digits, mnist, fashion-mnist or cifar10.")] = None,
+    data_dir: DataDir = None,
+    size: Size = None,
+    download: Download = False,
+    epochs: Annotated[int, typer.Option(help="Of healing.")] = 20,
+    lr: Annotated[float, typer.Option(help="Peak learning rate of healing.")] = 1e-2,
+    out: Out = Path("unbraid-out"),
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Write layers as MPOs; heal the network if --data is given. The model goes to OUT/model."""
+    from unbraid.ground.files import make_directory
+    from unbraid.nn import save_pretrained, tensorize
+    from unbraid.recipes.steps import Steps
+
+    place = make_directory(out)
+    with shown(quiet):
+        before = load_model(model, weights)
+        dataset = None if data is None else load_data(data, data_dir, seed, size, download)
+        after = tensorize(
+            before,
+            split_targets(targets),
+            max_bond=max_bond,
+            rel_error=rel_error,
+            budget=budget,
+            sites=sites.value,
+        )
+        steps = Steps(dataset, seed)
+        steps.add("before", before)
+        steps.add("MPO", after)
+        steps.heal("healed", after, epochs, lr, place / "checkpoint")
+        save_pretrained(after, place / "model")
+        report = steps.report(f"Compression of {model}")
+        report.save(place)
+    _finish(report.table(), out, quiet, None)
+
+
+@app.command()
+def disentangle(
+    model: Model,
+    weights: Weights = None,
+    targets: TargetsOption = ".*",
+    depth: Annotated[int, typer.Option(help="Layers of two-body SO(4) gates a side.")] = 3,
+    ansatz: Annotated[str | None, typer.Option(help="Layer grammar instead, such as '1b+cnot+1b'.")] = None,
+    core_bond: Annotated[int, typer.Option(help="Bond dimension of the core.")] = 1,
+    core: Annotated[str, typer.Option(help="joint: optimised too; fixed: the paper's truncation.")] = "joint",
+    restarts: Annotated[int, typer.Option(help="Runs from different starts.")] = 1,
+    max_sweeps: Annotated[int, typer.Option(help="At most so many a run.")] = 1000,
+    data: Annotated[str | None, typer.Option(help="Heal with trainable gates on this data set.")] = None,
+    data_dir: DataDir = None,
+    size: Size = None,
+    download: Download = False,
+    epochs: Annotated[int, typer.Option(help="Of healing.")] = 20,
+    lr: Annotated[float, typer.Option(help="Peak learning rate of healing.")] = 3e-2,
+    out: Out = Path("unbraid-out"),
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Disentangle MPO layers into circuits and smaller cores. The model goes to OUT/model."""
+    from unbraid.circuits import Ansatz, parse_ansatz
+    from unbraid.disentangle import Disentangled
+    from unbraid.ground.files import make_directory
+    from unbraid.nn import MPOLinear, disentangle_layers, match_layers, save_pretrained
+    from unbraid.recipes.steps import Steps
+
+    place = make_directory(out)
+    with shown(quiet):
+        before = load_model(model, weights)
+        dataset = None if data is None else load_data(data, data_dir, seed, size, download)
+        chosen = split_targets(targets)
+        geometry: int | tuple[Ansatz, Ansatz] = depth
+        if ansatz is not None:
+            layers = match_layers(before, chosen, (MPOLinear,))
+            legs = {(layer.mpo.out_dims, layer.mpo.in_dims) for layer in layers.values() if isinstance(layer, MPOLinear)}
+            if len(legs) > 1:
+                raise typer.BadParameter("the layers have different legs; name one layer with --targets")
+            out_dims, in_dims = legs.pop()
+            geometry = (parse_ansatz(ansatz, out_dims), parse_ansatz(ansatz, in_dims))
+        results: dict[str, Disentangled] = {}
+        options = {"core_bond": core_bond, "core": core, "restarts": restarts, "max_sweeps": max_sweeps, "seed": seed}
+        after = disentangle_layers(before, chosen, geometry, results=results, **options)
+        steps = Steps(dataset, seed)
+        steps.add("before", before)
+        steps.add("disentangled", after)
+        steps.heal("healed with circuits", after, epochs, lr, place / "checkpoint")
+        save_pretrained(after, place / "model")
+        overlaps = {
+            name: {"overlap": result.overlap, "ceiling": result.ceiling, "status": result.status}
+            for name, result in results.items()
+        }
+        report = steps.report(f"Disentangling of {model}", {"disentangling": overlaps})
+        report.save(place)
+    _finish(report.table(), out, quiet, None)
+    if not quiet:
+        for name, result in results.items():
+            ceiling = "unknown" if result.ceiling is None else f"{result.ceiling:.4f}"
+            console.print(
+                f"{escape(name)}: overlap {result.overlap:.4f}, ceiling {ceiling}, {result.status}", highlight=False
+            )
+
+
+@app.command()
+def run(
+    model: Model,
+    data: Data,
+    weights: Weights = None,
+    executor: Annotated[ExecutorName, typer.Option(help="What runs the circuits.")] = ExecutorName.torch,
+    readout: Annotated[Readout, typer.Option(help="How vectors are read from circuits.")] = Readout.reference,
+    shots: Annotated[int, typer.Option(help="A vector and stage, over all circuits of its readout.")] = 10_000,
+    images: Annotated[int | None, typer.Option(help="Only the first so many rows.")] = None,
+    data_dir: DataDir = None,
+    size: Size = None,
+    download: Download = False,
+    out: Out = Path("unbraid-out"),
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Run a disentangled network as a hybrid of circuits and classical layers; its cost is printed first."""
+    from unbraid.ground.files import make_directory
+    from unbraid.quantum import AerExecutor, TorchExecutor, estimate_cost, to_quantum
+    from unbraid.report import evaluate
+
+    place = make_directory(out)
+    network = load_model(model, weights)
+    x, y = load_rows(data, data_dir, seed, size, download)
+    if images is not None:
+        if images < 1:
+            raise typer.BadParameter("--images must be at least 1")
+        x, y = x[:images], y[:images]
+    chosen = AerExecutor(seed=seed) if executor is ExecutorName.aer else TorchExecutor(seed)
+    hybrid = to_quantum(network, chosen, readout=readout.value, shots=shots, seed=seed)
+    if not quiet:
+        console.print(estimate_cost(hybrid, len(x)).describe(), highlight=False)
+    with shown(quiet):
+        report = evaluate(hybrid, (x, y), name=f"{model} on {data}")
+    report.save(place)
+    _finish(report.table(), out, quiet, None)
+
+
+@app.command()
+def export(
+    model: Model,
+    weights: Weights = None,
+    out: Out = Path("unbraid-out"),
+    quiet: Quiet = False,
+) -> None:
+    """Write the circuits of disentangled layers as OpenQASM 3 and QPY, their cores as safetensors."""
+    from unbraid.recipes.export import export_model
+
+    with shown(quiet):
+        rows = export_model(load_model(model, weights), out)
+    _finish(rows, out, quiet, None, page=False)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(help="digits: the demo's networks over several seeds, with controls.")],
+    seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 5,
+    workers: Annotated[int, typer.Option(help="Processes; -1 for one a core.")] = 1,
+    out: Out = Path("unbraid-out"),
+    quiet: Quiet = False,
+) -> None:
+    """Remake a table over several seeds: NAME.json, NAME.md and NAME.png. Finished seeds are kept and resumed."""
+    from unbraid.recipes.reproduce import reproduce as remake
+
+    with shown(quiet):
+        rows = remake(name, out, seeds=seeds, workers=workers)
+    _finish(rows, out / f"{name}.md", quiet, None, page=False)
+
+
+def main() -> None:
+    """Entry point: one clear message and an exit code that is not 0 for everything that can go wrong."""
+    try:
+        app(standalone_mode=False)
+    except UnbraidError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("Interrupted.", 130)
+    except SystemExit:
+        raise
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        show = getattr(error, "show", None)
+        if type(error).__name__ == "Abort":
+            _fail("Interrupted.", 130)
+        if callable(show) and isinstance(code, int):  # a usage error of the command-line library
+            show()
+            sys.exit(code)
+        if os.environ.get("UNBRAID_DEBUG"):
+            traceback.print_exc()
+        _fail(f"Unexpected {type(error).__name__}: {error}\nSet UNBRAID_DEBUG=1 to see where it happened.", 70)
+
+
+def _fail(message: str, code: int) -> None:
+    errors.print(f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+def _finish(rows: list[tuple[str, ...]], out: Path, quiet: bool, title: str | None, *, page: bool = True) -> None:
+    if not quiet:
+        print_table(rows, title=title)
+    target = (out / "report.html" if page else out).resolve()
+    console.print(str(target) if quiet else f"Written: {target}", highlight=False, soft_wrap=True, markup=False)

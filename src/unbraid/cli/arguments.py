@@ -1,0 +1,94 @@
+"""What the verbs are given: models and data named on the command line."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from unbraid.ground.errors import InvalidInputError
+from unbraid.ground.files import read_tensors
+from unbraid.nn import load_pretrained
+from unbraid.recipes.datasets import DATASETS, Dataset, load_dataset, load_tensors_dataset
+
+
+def load_model(name: str, weights: Path | None) -> nn.Module:
+    """A model from a folder that ``save_pretrained`` wrote, or from ``package.module:factory``.
+
+    Args:
+        name: the folder, or a factory called without arguments; for both at once, ``FOLDER@package.module:factory`` loads
+            the folder into what the factory makes.
+        weights: a safetensors file with the factory's ``state_dict``.
+
+    Raises:
+        InvalidInputError: if there is no such folder or factory, or weights do not fit.
+        FileFormatError: if a file is damaged.
+    """
+    folder, at, factory = name.rpartition("@")
+    if at and ":" in factory:
+        return load_pretrained(folder, _make(factory))
+    if Path(name).is_dir():
+        if weights is not None:
+            raise InvalidInputError("--weights goes with package.module:factory; a folder brings its own weights.")
+        return load_pretrained(name)
+    if ":" not in name:
+        raise InvalidInputError(
+            f"{name!r} is neither a folder written by save_pretrained nor package.module:factory. Check the path."
+        )
+    model = _make(name)
+    if weights is not None:
+        tensors, _ = read_tensors(weights)
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise InvalidInputError(f"{weights} does not fit the model of {name}: {error}") from error
+    return model.eval()
+
+
+def load_data(name: str, data_dir: Path | None, seed: int, size: int | None, download: bool) -> Dataset:
+    """A data set of the recipes.
+
+    Raises:
+        InvalidInputError: if it is unknown or its files are not there.
+    """
+    return load_dataset(name, data_dir=data_dir, seed=seed, size=size, download=download)
+
+
+def load_rows(name: str, data_dir: Path | None, seed: int, size: int | None, download: bool) -> tuple[Tensor, Tensor]:
+    """Rows and labels to evaluate on: a data set's test part, or a safetensors file with ``x`` and ``y``.
+
+    Raises:
+        InvalidInputError: if it is unknown or its files are not there.
+        FileFormatError: if a file is damaged.
+    """
+    if name not in DATASETS and (name.endswith(".safetensors") or Path(name).is_file()):
+        return load_tensors_dataset(name)
+    return load_data(name, data_dir, seed, size, download).test
+
+
+def split_targets(text: str) -> str | list[str]:
+    """``"a,b"`` is a list of name endings; anything else is "all-linear" or a regular expression."""
+    return [part.strip() for part in text.split(",")] if "," in text else text
+
+
+def _make(name: str) -> nn.Module:
+    """Call the factory of ``package.module:factory``; modules of the working directory can be named too."""
+    module_name, _, attribute = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(module_name)
+        factory: Callable[[], Any] = getattr(module, attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InvalidInputError(f"Cannot find the factory {name!r}: {error}.") from error
+    try:
+        model = factory()
+    except Exception as error:  # the user's own code
+        raise InvalidInputError(f"The factory {name!r} raised {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise InvalidInputError(f"The factory {name!r} must return an nn.Module; got {type(model).__name__}.")
+    return model

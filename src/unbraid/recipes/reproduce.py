@@ -1,0 +1,113 @@
+"""``unbraid reproduce NAME``: a table over seeds, with its manifest; finished seeds are kept and resumed from."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from unbraid.ground import progress
+from unbraid.ground.errors import FileFormatError, InvalidInputError, require_choice, require_extra
+from unbraid.ground.files import make_directory, problem_hash, read_json, written_beside, write_json, write_text
+from unbraid.ground.manifest import build_manifest, versions
+from unbraid.ground.parallel import fan_out
+from unbraid.recipes import digits
+
+Rows = tuple[tuple[str, str, str], ...]
+SeedFunction = Callable[[int], dict[str, dict[str, Any]]]
+
+TABLES: dict[str, tuple[str, Rows, SeedFunction]] = {
+    "digits": ("8x8 digits, 450 test images", digits.ROWS, digits.digits_seed),
+}
+
+
+def reproduce(
+    name: str, out: str | os.PathLike[str], *, seeds: int = 5, workers: int = 1
+) -> list[tuple[str, ...]]:
+    """Remake a table; writes ``NAME.json``, ``NAME.md`` and ``NAME.png``.
+
+    Args:
+        name: of the table.
+        out: folder; created if needed. Finished seeds are kept in ``NAME.seeds/`` and not run again.
+        seeds: seeds 0, 1, ..., seeds - 1.
+        workers: processes; the results do not depend on it.
+
+    Returns:
+        The table with a head.
+
+    Raises:
+        InvalidInputError: if the name is unknown or a number out of range.
+        OutputError: if ``out`` cannot be written to.
+        MissingExtraError: if matplotlib is not installed.
+    """
+    require_choice(name, tuple(TABLES), "name of the table")
+    if seeds < 1:
+        raise InvalidInputError(f"seeds must be at least 1; got {seeds}.")
+    require_extra("matplotlib", "report")
+    from unbraid.report.plots import plot_rows, save_png
+
+    title, entries, function = TABLES[name]
+    place = make_directory(out)
+    kept = make_directory(place / f"{name}.seeds")
+    tasks = [{"name": name, "seed": seed, "folder": str(kept)} for seed in range(seeds)]
+    figures = fan_out(_one_seed, tasks, workers=workers, description=f"{name}, {seeds} seeds")
+    rows = []
+    for row, kind, description in entries:
+        accuracies = [figure[row]["accuracy"] for figure in figures]
+        rows.append(
+            {
+                "name": row,
+                "kind": kind,
+                "description": description,
+                "parameters": figures[0][row]["parameters"],
+                "mean": statistics.fmean(accuracies),
+                "std": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
+                "seeds": list(range(seeds)),
+                "values": accuracies,
+                "paper": {"parameters": None, "value": None},
+            }
+        )
+    manifest = build_manifest(seeds={f"seed {seed}": seed for seed in range(seeds)}, data={"name": title})
+    write_json(place / f"{name}.json", {"title": title, "rows": rows, "manifest": manifest})
+    write_text(place / f"{name}.md", _markdown(title, rows, manifest))
+    save_png(place / f"{name}.png", lambda ax: plot_rows(rows, ax=ax))
+    table = [("network", "kind", "parameters", "accuracy %", "std")]
+    table += [(r["name"], r["kind"], f"{r['parameters']:,}", f"{r['mean']:.2%}", f"{r['std']:.2%}") for r in rows]
+    return table
+
+
+def _one_seed(name: str, seed: int, folder: str) -> dict[str, dict[str, Any]]:
+    """The figures of one seed, from its file if an earlier run of the same versions finished it."""
+    path = Path(folder) / f"seed-{seed}.json"
+    problem = problem_hash({"name": name, "seed": seed, "versions": versions()})
+    if path.exists():
+        try:
+            content = read_json(path)
+            if content["problem"] == problem:
+                return content["figures"]
+        except (FileFormatError, KeyError, TypeError):
+            pass  # a damaged or foreign file: the seed is run again
+    figures = TABLES[name][2](seed)
+    write_json(path, {"problem": problem, "figures": figures})
+    return figures
+
+
+def _markdown(title: str, rows: list[dict[str, Any]], manifest: dict[str, Any]) -> str:
+    lines = [
+        f"# {title}",
+        "",
+        f"Test accuracy, mean and standard deviation over {len(rows[0]['seeds'])} seeds; torch simulation without noise.",
+        "",
+        "| network | kind | parameters | accuracy % | std |",
+        "|---|---|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {row['name']}: {row['description']} | {row['kind']} | {row['parameters']:,} | {100 * row['mean']:.2f} | "
+        f"{100 * row['std']:.2f} |"
+        for row in rows
+    ]
+    found = ", ".join(f"{package} {version}" for package, version in manifest["versions"].items())
+    lines += ["", f"Made by `{manifest['command']}` with {found}.", ""]
+    return "\n".join(lines)
