@@ -16,7 +16,7 @@ import torch as torch
 if TYPE_CHECKING:
     from unbraid import nn as nn
     from unbraid.circuits import Ansatz, Circuit, brickwall, parse_ansatz, scaffold
-    from unbraid.disentangle import Disentangled, spectral_ceiling
+    from unbraid.disentangling import Disentangled, spectral_ceiling
     from unbraid.nn import disentangle_layers, heal, load_pretrained, merge_back, save_pretrained, scan, tensorize
     from unbraid.quantum import (
         AerExecutor,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "unbraid.tensors": ("MPO", "MPS", "overlap"),
     "unbraid.circuits": ("Ansatz", "Circuit", "brickwall", "parse_ansatz", "scaffold"),
-    "unbraid.disentangle": ("Disentangled", "disentangle", "spectral_ceiling"),
+    "unbraid.disentangling": ("Disentangled", "disentangle", "spectral_ceiling"),
     "unbraid.nn": (
         "disentangle_layers",
         "heal",

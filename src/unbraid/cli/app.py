@@ -180,7 +180,7 @@ def disentangle(
 ) -> None:
     """Disentangle MPO layers into circuits and smaller cores. The model goes to OUT/model."""
     from unbraid.circuits import Ansatz, parse_ansatz
-    from unbraid.disentangle import Disentangled
+    from unbraid.disentangling import Disentangled
     from unbraid.ground.files import make_directory
     from unbraid.nn import MPOLinear, disentangle_layers, match_layers, save_pretrained
     from unbraid.recipes.steps import Steps

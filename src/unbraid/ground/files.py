@@ -22,6 +22,7 @@ from unbraid.ground.errors import FileFormatError, InvalidInputError, OutputErro
 
 CHECKPOINT_FORMAT = "unbraid-checkpoint"
 CHECKPOINT_VERSION = 1
+COMPLEX_NOTE = "complex128"
 
 
 def make_directory(path: str | os.PathLike[str]) -> Path:
@@ -111,8 +112,13 @@ def write_tensors(
     """Write named tensors as safetensors, whole or not at all."""
     from safetensors.torch import save
 
-    content = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_bytes(path, save(content, metadata=dict(metadata) if metadata else None))
+    content = {name: tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().clone() for name, tensor in tensors.items()}
+    header = dict(metadata or {})
+    doubles = [name for name, tensor in content.items() if tensor.dtype == torch.complex128]
+    if doubles:  # safetensors has no complex128: pairs of float64, and a note
+        header[COMPLEX_NOTE] = json.dumps(doubles)
+        content.update({name: torch.view_as_real(content[name]).clone() for name in doubles})
+    write_bytes(path, save(content, metadata=header or None))
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -127,8 +133,12 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         raise FileFormatError(f"Cannot read {path}: there is no such file.")
     try:
         with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            for name in json.loads(metadata.pop(COMPLEX_NOTE, "[]")):
+                tensors[name] = torch.view_as_complex(tensors[name])
+            return tensors, metadata
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise FileFormatError(
             f"{path} is no complete safetensors file ({error}). It may be truncated: copy or write it again."
         ) from error

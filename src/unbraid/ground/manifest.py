@@ -59,7 +59,7 @@ def hash_tensors(*tensors: Tensor) -> str:
     """SHA-256 over dtypes, shapes and bytes: names a data set or a problem."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        array = tensor.detach().cpu().contiguous()
+        array = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
         digest.update(f"{array.dtype}{tuple(array.shape)}".encode())
         digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

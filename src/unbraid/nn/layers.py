@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from unbraid.circuits import Circuit
-from unbraid.disentangle.result import Disentangled
+from unbraid.disentangling.result import Disentangled
 from unbraid.ground.errors import InvalidInputError
 from unbraid.tensors import MPO
 from unbraid.tensors.mpo import sweep

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unbraid.circuits import Ansatz, brickwall
-from unbraid.disentangle import Disentangled, disentangle
+from unbraid.disentangling import Disentangled, disentangle
 from unbraid.ground import progress
 from unbraid.ground.errors import InvalidInputError, require_finite
 from unbraid.nn.layers import DisentangledLinear, MPOLinear

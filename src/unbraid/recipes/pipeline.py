@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from unbraid.disentangle import Disentangled
+from unbraid.disentangling import Disentangled
 from unbraid.nn import LayerScan, disentangle_layers, heal, scan, tensorize
 from unbraid.nn.heal import History
 from unbraid.recipes.datasets import Dataset, load_dataset

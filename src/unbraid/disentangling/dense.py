@@ -15,7 +15,7 @@ from torch import Tensor
 from unbraid.circuits import Ansatz
 from unbraid.circuits.circuit import apply_gate
 from unbraid.circuits.gates import polar
-from unbraid.disentangle.fit import fit_chain
+from unbraid.disentangling.fit import fit_chain
 from unbraid.tensors import chain
 
 

@@ -10,8 +10,8 @@ import torch
 
 from unbraid.circuits.ansatz import Ansatz
 from unbraid.circuits.gates import polar
-from unbraid.disentangle.dense import Gates
-from unbraid.disentangle.result import Status
+from unbraid.disentangling.dense import Gates
+from unbraid.disentangling.result import Status
 
 PATIENCE = 3  # sweeps in a row that must gain less than the tolerance
 LARGEST_MOMENTUM = 0.97

@@ -12,7 +12,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from unbraid.disentangle.fit import fit_chain
+from unbraid.disentangling.fit import fit_chain
 from unbraid.ground.errors import InvalidInputError
 from unbraid.ground.random import stream
 from unbraid.tensors import MPO, chain

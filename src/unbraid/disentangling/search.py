@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from unbraid.circuits import Ansatz, Circuit
-from unbraid.disentangle.dense import DenseEngine, Gates
-from unbraid.disentangle.objective import LARGEST_DENSE, joint_ceiling, spectral_ceiling
-from unbraid.disentangle.result import Disentangled
-from unbraid.disentangle.sweep import Callback, Run, optimize, resumed
+from unbraid.disentangling.dense import DenseEngine, Gates
+from unbraid.disentangling.objective import LARGEST_DENSE, joint_ceiling, spectral_ceiling
+from unbraid.disentangling.result import Disentangled
+from unbraid.disentangling.sweep import Callback, Run, optimize, resumed
 from unbraid.ground import progress
 from unbraid.ground.errors import InvalidInputError, require_choice
 from unbraid.ground.files import problem_hash, read_checkpoint, write_checkpoint
