@@ -52,6 +52,8 @@ class Ansatz:
     alternatives: tuple[Ansatz, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.wire_dims or min(self.wire_dims) < 1:
+            raise InvalidInputError(f"Wires must have positive dimensions, at least one; got {self.wire_dims}.")
         for layer in self.layers:
             wires = [wire for gate in layer for wire in gate.wires]
             if len(set(wires)) != len(wires) or any(not 0 <= wire < len(self.wire_dims) for wire in wires):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unbraid.circuits.ansatz import Ansatz, Gate
+from unbraid.circuits.fuse import Blocks, fuse_layers, layer_blocks
 from unbraid.circuits.gates import FIXED_CNOTS, cnot_cost, exponential, fixed_gate, haar, num_generators
 from unbraid.ground.errors import InvalidInputError, require_choice
 from unbraid.ground.random import stream
@@ -82,6 +83,7 @@ class Circuit(nn.Module):
                 if not hasattr(self, name):
                     self.register_buffer(name, fixed_gate(gate.name, dims).to(device, dtype), persistent=False)
                 self._places.append((name, -1))
+        self._blocks = layer_blocks(ansatz)
         # Knows dtype and device where there is no gate.
         self.register_buffer("_anchor", torch.zeros((), dtype=dtype, device=device), persistent=False)
         self.generators = nn.ParameterDict()
@@ -226,7 +228,8 @@ class Circuit(nn.Module):
         for group, d in self._groups:
             name = f"{group}{d}"
             groups[name] = self.get_buffer(f"base_{name}") @ exponential(self.generators[name], group, d)
-        return [groups[name][row] if row >= 0 else self.get_buffer(name) for name, row in self._places]
+        rows = {name: gates.unbind(0) for name, gates in groups.items()}
+        return [rows[name][row] if row >= 0 else self.get_buffer(name) for name, row in self._places]
 
     @torch.no_grad()
     def set_gates(self, matrices: Sequence[Tensor]) -> None:
@@ -245,8 +248,8 @@ class Circuit(nn.Module):
             base = self.get_buffer(f"base_{name}")[row]
             if matrix.shape != base.shape or (matrix.is_complex() and not base.is_complex()):
                 raise InvalidInputError(
-                    f"Gate {number} needs a {'complex' if base.is_complex() else 'real'} matrix of shape {tuple(base.shape)}; "
-                    f"got {matrix.dtype} {tuple(matrix.shape)}."
+                    f"Gate {number} needs a {'complex' if base.is_complex() else 'real'} matrix of shape "
+                    f"{tuple(base.shape)}; got {matrix.dtype} {tuple(matrix.shape)}."
                 )
         for (name, row), matrix in zip(places, matrices, strict=True):
             self.get_buffer(f"base_{name}")[row] = matrix.to(self.get_buffer(f"base_{name}"))
@@ -340,8 +343,25 @@ class Circuit(nn.Module):
 
     def _apply_gates(self, x: Tensor, run: list[int], matrices: list[Tensor]) -> Tensor:
         gates = list(self.ansatz.gates())
+        if self._blocks is not None and len(run) > 1:
+            return self._apply_layers(x, run, matrices, self._blocks)
         for step in run:
             x = apply_gate(x, matrices[step], gates[step].wires, self.ansatz.wire_dims)
+        return x
+
+    def _apply_layers(self, x: Tensor, run: list[int], matrices: list[Tensor], blocks: list[Blocks]) -> Tensor:
+        """Whole layers at once; ``run`` holds the gates of whole layers."""
+        first = min(run)
+        index, members, chosen = 0, [], []
+        for layer, structure in zip(self.ansatz.layers, blocks, strict=True):
+            if layer and first <= index < first + len(run):
+                members.append(matrices[index : index + len(layer)])
+                chosen.append(structure)
+            index += len(layer)
+        fused = fuse_layers(chosen, members)
+        for matrix in reversed(fused) if self.mirrored else fused:
+            dtype = torch.promote_types(x.dtype, matrix.dtype)
+            x = x.to(dtype) @ matrix.mT.to(dtype)
         return x
 
 

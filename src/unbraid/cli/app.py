@@ -1,13 +1,13 @@
-"""The verbs. Each reads its arguments, calls one typed function, prints a small table and writes files below ``--out``."""
+"""The verbs: each reads its arguments, calls typed functions, prints a small table, writes files below ``--out``."""
 
 from __future__ import annotations
 
 import os
 import sys
 import traceback
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -41,14 +41,14 @@ Size = Annotated[int | None, typer.Option(help="Side that images are scaled to: 
 Download = Annotated[bool, typer.Option("--download", help="Fetch a published data set, checked by hash.")]
 
 
-class Sites(str, Enum):
+class Sites(StrEnum):
     """How layers are cut into sites."""
 
     auto = "auto"
     qubits = "qubits"
 
 
-class Readout(str, Enum):
+class Readout(StrEnum):
     """How vectors are read from circuits."""
 
     exact = "exact"
@@ -56,7 +56,7 @@ class Readout(str, Enum):
     tomography = "tomography"
 
 
-class ExecutorName(str, Enum):
+class ExecutorName(StrEnum):
     """What runs circuits."""
 
     torch = "torch"
@@ -193,13 +193,21 @@ def disentangle(
         geometry: int | tuple[Ansatz, Ansatz] = depth
         if ansatz is not None:
             layers = match_layers(before, chosen, (MPOLinear,))
-            legs = {(layer.mpo.out_dims, layer.mpo.in_dims) for layer in layers.values() if isinstance(layer, MPOLinear)}
+            legs = {
+                (layer.mpo.out_dims, layer.mpo.in_dims) for layer in layers.values() if isinstance(layer, MPOLinear)
+            }
             if len(legs) > 1:
                 raise typer.BadParameter("the layers have different legs; name one layer with --targets")
             out_dims, in_dims = legs.pop()
             geometry = (parse_ansatz(ansatz, out_dims), parse_ansatz(ansatz, in_dims))
         results: dict[str, Disentangled] = {}
-        options = {"core_bond": core_bond, "core": core, "restarts": restarts, "max_sweeps": max_sweeps, "seed": seed}
+        options: dict[str, Any] = {
+            "core_bond": core_bond,
+            "core": core,
+            "restarts": restarts,
+            "max_sweeps": max_sweeps,
+            "seed": seed,
+        }
         after = disentangle_layers(before, chosen, geometry, results=results, **options)
         steps = Steps(dataset, seed)
         steps.add("before", before)

@@ -20,8 +20,8 @@ def load_model(name: str, weights: Path | None) -> nn.Module:
     """A model from a folder that ``save_pretrained`` wrote, or from ``package.module:factory``.
 
     Args:
-        name: the folder, or a factory called without arguments; for both at once, ``FOLDER@package.module:factory`` loads
-            the folder into what the factory makes.
+        name: the folder, or a factory called without arguments; ``FOLDER@package.module:factory`` loads the
+            folder into what the factory makes.
         weights: a safetensors file with the factory's ``state_dict``.
 
     Raises:

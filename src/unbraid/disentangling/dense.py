@@ -35,6 +35,11 @@ class Gates:
     core: list[Tensor]
     overlap: float
 
+    def __post_init__(self) -> None:
+        # One memory layout: products of transposed views round differently, and a checkpoint would not keep the views.
+        for name in ("output", "input", "core"):
+            object.__setattr__(self, name, [tensor.resolve_conj().contiguous() for tensor in getattr(self, name)])
+
 
 class DenseEngine:
     """Environment and polar updates of all gates, in turn, with everything dense.

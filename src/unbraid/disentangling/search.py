@@ -284,7 +284,9 @@ def _result(mpo: MPO, run: Run, engine: DenseEngine, *, joint: bool, core_bond: 
     stripped = MPO.from_dense(engine.disentangled(gates), mpo.out_dims, mpo.in_dims)
     return Disentangled(
         output_circuit=_circuit(engine.output_ansatz, gates.output, False, mpo),
-        core=scaled.balanced().to(torch.promote_types(mpo.dtype, torch.complex64) if scaled.dtype.is_complex else mpo.dtype),
+        core=scaled.balanced().to(
+            torch.promote_types(mpo.dtype, torch.complex64) if scaled.dtype.is_complex else mpo.dtype
+        ),
         input_circuit=_circuit(engine.input_ansatz, gates.input, True, mpo),
         shape=mpo.shape,
         overlap=gates.overlap,

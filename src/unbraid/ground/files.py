@@ -112,7 +112,10 @@ def write_tensors(
     """Write named tensors as safetensors, whole or not at all."""
     from safetensors.torch import save
 
-    content = {name: tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().clone() for name, tensor in tensors.items()}
+    content = {
+        name: tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().clone()
+        for name, tensor in tensors.items()
+    }
     header = dict(metadata or {})
     doubles = [name for name, tensor in content.items() if tensor.dtype == torch.complex128]
     if doubles:  # safetensors has no complex128: pairs of float64, and a note
@@ -210,7 +213,7 @@ def _unfold(tree: Any, tensors: dict[str, Tensor]) -> Any:
         return tree
     ((kind, content),) = tree.items()
     if kind == "tensor":
-        return tensors[content]
+        return tensors[content].clone()  # where torch aligns memory, so that sums round as they did
     if kind == "items":
         return {_unfold(key, tensors): _unfold(value, tensors) for key, value in content}
     if kind == "float":

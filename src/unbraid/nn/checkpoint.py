@@ -106,7 +106,9 @@ def load_pretrained(directory: str | os.PathLike[str], model: nn.Module | None =
         except (KeyError, ValueError) as error:
             raise FileFormatError(f"{CONFIG_NAME} and {TENSORS_NAME} in {place} do not belong together.") from error
         if digest != configuration.tensors:
-            raise FileFormatError(f"The tensors in {place / TENSORS_NAME} are not those that were written. Copy them again.")
+            raise FileFormatError(
+                f"The tensors in {place / TENSORS_NAME} are not those that were written. Copy them again."
+            )
     declared = [*configuration.layers.values()] if model is not None else [configuration.declaration or {}]
     if sum(count_entries(part) for part in declared if part) > sum(tensor.numel() for tensor in state.values()):
         raise FileFormatError(f"{place / CONFIG_NAME} declares more numbers than {TENSORS_NAME} holds.")

@@ -148,10 +148,14 @@ def count_entries(declaration: Any) -> int:
         if kind in ("MPOLinear", "DisentangledLinear"):
             core = declaration["core"]
             bonds = [1, *core["bond_dims"], 1]
-            total = sum(prod(dims) for dims in zip(bonds[:-1], core["out_dims"], core["in_dims"], bonds[1:], strict=True))
+            total = sum(
+                prod(dims) for dims in zip(bonds[:-1], core["out_dims"], core["in_dims"], bonds[1:], strict=True)
+            )
             if declaration["bias"]:
                 total += core["shape"][0] if kind == "MPOLinear" else declaration["out_features"]
-            return total + sum(_count_gates(declaration[side]) for side in ("output_circuit", "input_circuit") if side in declaration)
+            return total + sum(
+                _count_gates(declaration[side]) for side in ("output_circuit", "input_circuit") if side in declaration
+            )
         options = declaration.get("options", {})
         if kind == "Linear":
             return options["in_features"] * options["out_features"]

@@ -19,6 +19,7 @@ from unbraid.ground.errors import DidNotConvergeError, InvalidInputError, requir
 from unbraid.ground.files import make_directory, problem_hash, read_checkpoint, write_checkpoint
 from unbraid.ground.manifest import hash_tensors
 from unbraid.ground.random import isolated, stream
+from unbraid.nn.modes import keeping_modes
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Data = tuple[Tensor, Tensor] | Iterable[Any]
@@ -139,8 +140,7 @@ def heal(
                 waited = len(history.train_loss) - 1 - history.best_epoch
                 history.status = "stopped_early" if patience is not None and waited >= patience else "running"
 
-    was_training = model.training
-    with progress.task("heal", epochs) as advance:
+    with keeping_modes(model), progress.task("heal", epochs) as advance:
         advance(len(history.train_loss))
         while history.status == "running":
             epoch = len(history.train_loss)
@@ -167,7 +167,6 @@ def heal(
                 _save(place, problem, model, chosen, schedule, best_state, history)
             advance(note=f"loss {history.train_loss[-1]:.4f}")
     model.load_state_dict(best_state)
-    model.train(was_training)
     return history
 
 
@@ -188,13 +187,12 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 1024) 
         raise InvalidInputError(
             f"accuracy needs as many labels as rows, at least one; got {len(x)} rows, {len(y)} labels."
         )
-    was_training = model.training
-    model.eval()
-    right = sum(
-        int((model(rows).argmax(-1) == labels).sum())
-        for rows, labels in zip(x.split(batch_size), y.split(batch_size), strict=True)
-    )
-    model.train(was_training)
+    with keeping_modes(model):
+        model.eval()
+        right = sum(
+            int((model(rows).argmax(-1) == labels).sum())
+            for rows, labels in zip(x.split(batch_size), y.split(batch_size), strict=True)
+        )
     return right / len(x)
 
 
@@ -261,7 +259,7 @@ def _train_epoch(
         value = objective(model, batch)
         if not torch.isfinite(value):
             raise DidNotConvergeError(
-                f"The loss became {float(value)} in epoch {epoch}. Try a smaller lr; check data and weights."
+                f"The loss became {float(value.detach())} in epoch {epoch}. Try a smaller lr; check data and weights."
             )
         value.backward()
         optimizer.step()
@@ -308,10 +306,8 @@ def _distillation(teacher: nn.Module) -> Loss:
     def loss(model: nn.Module, batch: Any) -> Tensor:
         x, y = batch
         logits = model(x)
-        was_training = teacher.training
-        with torch.no_grad():
+        with torch.no_grad(), keeping_modes(teacher):
             wanted = teacher.eval()(x)
-        teacher.train(was_training)
         t = DISTILLATION_TEMPERATURE
         soft = kl_div(log_softmax(logits / t, -1), log_softmax(wanted / t, -1), reduction="batchmean", log_target=True)
         return 0.5 * cross_entropy(logits, y) + 0.5 * t * t * soft

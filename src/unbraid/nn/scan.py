@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from unbraid.ground import progress
 from unbraid.ground.errors import InvalidInputError
 from unbraid.nn.layers import MPOLinear
+from unbraid.nn.modes import keeping_modes
 from unbraid.nn.surgery import Sites, Targets, check_weight, choose_sites, match_layers
 from unbraid.tensors import MPO
 from unbraid.tensors.entanglement import maximum_entropies
@@ -150,14 +151,12 @@ def _collect_inputs(model: nn.Module, sample_inputs: Tensor, layers: dict[str, n
             collected[name] = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
 
         hooks.append(layer.register_forward_pre_hook(keep))
-    was_training = model.training
     try:
-        with torch.no_grad():
+        with torch.no_grad(), keeping_modes(model):
             model.eval()(sample_inputs)
     except (RuntimeError, TypeError, ValueError) as error:
         raise InvalidInputError(f"The model cannot run on sample_inputs: {error}") from error
     finally:
-        model.train(was_training)
         for hook in hooks:
             hook.remove()
     return collected

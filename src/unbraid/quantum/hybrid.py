@@ -17,7 +17,8 @@ from unbraid.circuits import Circuit
 from unbraid.ground.errors import InvalidInputError, require_choice
 from unbraid.ground.random import stream
 from unbraid.nn.layers import DisentangledLinear
-from unbraid.quantum.execute import ENCODINGS, Executor, SamplerExecutor, TorchExecutor, count_qubits
+from unbraid.quantum.encode import ENCODINGS
+from unbraid.quantum.execute import Executor, SamplerExecutor, TorchExecutor, count_qubits
 from unbraid.quantum.readout import READOUTS, read_out
 
 

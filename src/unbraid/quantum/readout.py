@@ -23,8 +23,8 @@ from unbraid.circuits import Circuit
 from unbraid.circuits.circuit import apply_gate
 from unbraid.ground import progress
 from unbraid.ground.errors import ExecutionError, InvalidInputError, require_choice, require_extra, require_finite
+from unbraid.quantum.encode import ENCODINGS
 from unbraid.quantum.execute import (
-    ENCODINGS,
     Executor,
     SamplerExecutor,
     TorchExecutor,

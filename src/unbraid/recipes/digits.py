@@ -68,13 +68,13 @@ def _heal_alike(model: nn.Module, networks: Networks, settings: Settings, seed: 
     data = networks.data
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     best: tuple[float, dict[str, torch.Tensor]] | None = None
-    for lr in (settings.lr, settings.circuit_lr):
+    for lr in (settings.train_lr, settings.heal_lr):
         model.load_state_dict(start)
         heal(
             model,
             data.train,
             data.validation,
-            epochs=settings.heal_epochs,
+            epochs=settings.circuit_epochs,
             lr=lr,
             teacher=networks.dense,
             seed=seed,

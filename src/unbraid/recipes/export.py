@@ -34,7 +34,7 @@ def export_model(model: nn.Module, out: str | os.PathLike[str]) -> list[tuple[st
     if not layers:
         raise InvalidInputError("This model has no disentangled layers to export; run `unbraid disentangle` first.")
     place = make_directory(out)
-    rows = [("circuit", "qubits", "CNOTs", "depth", "CNOTs on FakeMontrealV2", "depth there")]
+    rows: list[tuple[str, ...]] = [("circuit", "qubits", "CNOTs", "depth", "CNOTs on FakeMontrealV2", "depth there")]
     for name, layer in layers.items():
         stem = re.sub(r"[^A-Za-z0-9_.-]", "_", name) or "layer"
         everything = []

@@ -28,9 +28,10 @@ class Settings:
 
     Attributes:
         train_epochs: of the dense network.
-        heal_epochs: of the MPO network, and again of the disentangled one.
-        lr: peak learning rate of training and of healing the MPO network.
-        circuit_lr: peak learning rate of healing with trainable gates.
+        train_lr: its peak learning rate.
+        heal_epochs: of the MPO network.
+        circuit_epochs: of healing with trainable gates.
+        heal_lr: peak learning rate of both healings.
         max_bond: of the MPO.
         depth: layers of two-body SO(4) gates a side.
         max_sweeps: of the explicit disentangling.
@@ -38,9 +39,10 @@ class Settings:
     """
 
     train_epochs: int = 60
-    heal_epochs: int = 40
-    lr: float = 1e-2
-    circuit_lr: float = 3e-2
+    train_lr: float = 1e-2
+    heal_epochs: int = 120
+    circuit_epochs: int = 80
+    heal_lr: float = 3e-2
     max_bond: int = 4
     depth: int = 4
     max_sweeps: int = 200
@@ -98,7 +100,7 @@ def build_networks(seed: int = 0, settings: Settings | None = None) -> Networks:
     with timed(seconds, "train"):
         dense = digits_mlp(seed)
         histories["dense"] = heal(
-            dense, data.train, data.validation, epochs=settings.train_epochs, lr=settings.lr, seed=seed
+            dense, data.train, data.validation, epochs=settings.train_epochs, lr=settings.train_lr, seed=seed
         )
     with timed(seconds, "scan"):
         scanned = scan(dense, data.validation[0])
@@ -107,7 +109,13 @@ def build_networks(seed: int = 0, settings: Settings | None = None) -> Networks:
     with timed(seconds, "heal"):
         healed = copy.deepcopy(truncated)
         histories["healed"] = heal(
-            healed, data.train, data.validation, epochs=settings.heal_epochs, lr=settings.lr, teacher=dense, seed=seed
+            healed,
+            data.train,
+            data.validation,
+            epochs=settings.heal_epochs,
+            lr=settings.heal_lr,
+            teacher=dense,
+            seed=seed,
         )
     with timed(seconds, "disentangle"):
         results: dict[str, Disentangled] = {}
@@ -126,8 +134,8 @@ def build_networks(seed: int = 0, settings: Settings | None = None) -> Networks:
             disentangled,
             data.train,
             data.validation,
-            epochs=settings.heal_epochs,
-            lr=settings.circuit_lr,
+            epochs=settings.circuit_epochs,
+            lr=settings.heal_lr,
             teacher=dense,
             seed=seed,
         )

@@ -8,11 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from unbraid.ground import progress
 from unbraid.ground.errors import FileFormatError, InvalidInputError, require_choice, require_extra
-from unbraid.ground.files import make_directory, problem_hash, read_json, written_beside, write_json, write_text
+from unbraid.ground.files import make_directory, problem_hash, read_json, write_json, write_text
 from unbraid.ground.manifest import build_manifest, versions
-from unbraid.ground.parallel import fan_out
+from unbraid.ground.parallel import fan_out, one_thread
 from unbraid.recipes import digits
 
 Rows = tuple[tuple[str, str, str], ...]
@@ -23,9 +22,7 @@ TABLES: dict[str, tuple[str, Rows, SeedFunction]] = {
 }
 
 
-def reproduce(
-    name: str, out: str | os.PathLike[str], *, seeds: int = 5, workers: int = 1
-) -> list[tuple[str, ...]]:
+def reproduce(name: str, out: str | os.PathLike[str], *, seeds: int = 5, workers: int = 1) -> list[tuple[str, ...]]:
     """Remake a table; writes ``NAME.json``, ``NAME.md`` and ``NAME.png``.
 
     Args:
@@ -48,7 +45,7 @@ def reproduce(
     require_extra("matplotlib", "report")
     from unbraid.report.plots import plot_rows, save_png
 
-    title, entries, function = TABLES[name]
+    title, entries, _ = TABLES[name]
     place = make_directory(out)
     kept = make_directory(place / f"{name}.seeds")
     tasks = [{"name": name, "seed": seed, "folder": str(kept)} for seed in range(seeds)]
@@ -73,7 +70,7 @@ def reproduce(
     write_json(place / f"{name}.json", {"title": title, "rows": rows, "manifest": manifest})
     write_text(place / f"{name}.md", _markdown(title, rows, manifest))
     save_png(place / f"{name}.png", lambda ax: plot_rows(rows, ax=ax))
-    table = [("network", "kind", "parameters", "accuracy %", "std")]
+    table: list[tuple[str, ...]] = [("network", "kind", "parameters", "accuracy %", "std")]
     table += [(r["name"], r["kind"], f"{r['parameters']:,}", f"{r['mean']:.2%}", f"{r['std']:.2%}") for r in rows]
     return table
 
@@ -89,7 +86,8 @@ def _one_seed(name: str, seed: int, folder: str) -> dict[str, dict[str, Any]]:
                 return content["figures"]
         except (FileFormatError, KeyError, TypeError):
             pass  # a damaged or foreign file: the seed is run again
-    figures = TABLES[name][2](seed)
+    with one_thread():
+        figures = TABLES[name][2](seed)
     write_json(path, {"problem": problem, "figures": figures})
     return figures
 
@@ -98,7 +96,7 @@ def _markdown(title: str, rows: list[dict[str, Any]], manifest: dict[str, Any]) 
     lines = [
         f"# {title}",
         "",
-        f"Test accuracy, mean and standard deviation over {len(rows[0]['seeds'])} seeds; torch simulation without noise.",
+        f"Test accuracy, mean and standard deviation over {len(rows[0]['seeds'])} seeds; simulated without noise.",
         "",
         "| network | kind | parameters | accuracy % | std |",
         "|---|---|---:|---:|---:|",

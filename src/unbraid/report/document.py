@@ -16,11 +16,11 @@ from unbraid.ground.errors import InvalidInputError, require_extra
 from unbraid.ground.files import make_directory, written_beside
 from unbraid.report.page import render
 from unbraid.report.plots import figures
-from unbraid.report.wording import STEPS, duration, number, percent
+from unbraid.report.wording import duration, meaning, number, percent
 
-# Which count of ``parameters`` belongs to which step of ``accuracy``.
-_PARAMETERS_OF = {"healed": "mpo"} | dict.fromkeys(("explicit", "exact", "hybrid", "aer"), "disentangled")
-_OPTIONAL = ("samples", "layers", "curves", "notes", "drawings")
+# Steps that have no count of their own in ``parameters`` are networks of the same size as another.
+_SAME_SIZE = {"healed": "mpo"} | dict.fromkeys(("explicit", "exact", "hybrid", "aer"), "disentangled")
+_OPTIONAL = ("samples", "layers", "curves", "notes", "extra", "drawings")
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Report:
 
     Attributes:
         accuracy: top-1 a step, fractions in 0..1: "dense", "mpo" (before healing), "healed", "explicit" (after
-            disentangling), "disentangled" (after the final healing), "exact", "hybrid" (sampled), "aer", or other names.
+            disentangling), "disentangled" (after the final healing), "exact", "hybrid" (sampled), "aer", or others.
         overlap: of the disentangled layer with its original.
         ceiling: the bound of that overlap.
         entropies: "before", "after", "maximum": one number a bond, in nats.
@@ -45,6 +45,7 @@ class Report:
         layers: one dictionary a layer, from :meth:`unbraid.nn.LayerScan.to_dict` or :func:`evaluate`.
         curves: numbers an epoch or sweep; those with "loss", "accuracy" or "overlap" in their names are drawn together.
         notes: sentences for the reader.
+        extra: whatever else belongs to the record.
         drawings: circuits as SVG (see :func:`unbraid.report.drawing.draw_circuit`) or as text.
     """
 
@@ -63,6 +64,7 @@ class Report:
     layers: list[dict[str, Any]] = field(default_factory=list)
     curves: dict[str, list[float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
     drawings: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,7 +73,8 @@ class Report:
         ``Report(**report.to_dict())`` gives an equal report.
 
         Raises:
-            InvalidInputError: if a number is NaN or infinite, an accuracy is no fraction, or something is no plain data.
+            InvalidInputError: if a number is NaN or infinite, an accuracy is no fraction, or something else is in
+                it than plain data.
         """
         content = {
             entry.name: _plain(getattr(self, entry.name), entry.name)
@@ -89,21 +92,24 @@ class Report:
         Columns that would be empty are left out.
         """
         dense = self.parameters.get("dense")
+        sizes = self.parameters
+        measured = {step: sizes.get(step, sizes.get(_SAME_SIZE.get(step, ""))) for step in self.accuracy}
+        # Networks of which only the size is known stand first.
+        counts = {**{step: size for step, size in sizes.items() if size not in measured.values()}, **measured}
         rows = []
-        for step, fraction in self.accuracy.items():
-            count = self.parameters.get(_PARAMETERS_OF.get(step, step))
+        for step, count in counts.items():
+            fraction, images = self.accuracy.get(step), self.samples.get(step)
             share = f" ({percent(count / dense, 0)})" if count and dense and count != dense else ""
-            images = self.samples.get(step)
             rows.append(
                 (
                     step,
-                    "–" if fraction is None else percent(float(fraction), 2 if images and images > 10_000 else 1),
+                    "" if fraction is None else percent(float(fraction), 2 if images and images > 10_000 else 1),
                     "" if images is None else number(images),
                     "" if count is None else number(count) + share,
-                    STEPS.get(step, ""),
+                    meaning(step, self.accuracy),
                 )
             )
-        kept = [column for column in range(5) if column < 2 or any(row[column] for row in rows)]
+        kept = [column for column in range(5) if column == 0 or any(row[column] for row in rows)]
         header = ("step", "accuracy", "test images", "parameters", "what it is")
         return [tuple(row[column] for column in kept) for row in [header, *rows]]
 

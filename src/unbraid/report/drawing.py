@@ -42,8 +42,8 @@ def draw_circuit(circuit: Ansatz | Circuit, *, mirrored: bool = False) -> str:
     count = sum(isinstance(thing, Gate) for thing, *_ in places)
     title = f"Circuit of {count} gates in {ansatz.depth} layers on {wires} wires"
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
-        f'role="img"><title>{escape(title)}</title><style>{_STYLE}</style>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">',
+        f"<title>{escape(title)}</title><style>{_STYLE}</style>",
         f'<rect width="{width}" height="{height}" fill="#fff"/>',
     ]
     for wire, dim in enumerate(ansatz.wire_dims):
@@ -102,7 +102,8 @@ def _gate(ansatz: Ansatz, gate: Gate, column: int, layer: int) -> str:
     x = _x(column)
     first, last = min(gate.wires), max(gate.wires)
     on = ", ".join(map(str, gate.wires))
-    head = f'<g class="gate{"" if gate.is_trainable else " fixed"}"><title>{_name(ansatz, gate)} on {on}, layer {layer}</title>'
+    kind = "gate" if gate.is_trainable else "gate fixed"
+    head = f'<g class="{kind}"><title>{_name(ansatz, gate)} on {on}, layer {layer}</title>'
     link = f'<path class="link" d="M{x} {_y(first)}V{_y(last)}"/>'
     if gate.name == "cnot":
         control, target = (_y(wire) for wire in gate.wires)

@@ -26,24 +26,26 @@ def evaluate(
 ) -> Report:
     """Measure a network: how often it is right, how large it is, and what its circuits cost.
 
-    The cost of a hybrid holds the circuits and shots that this evaluation used; gates, depth and device time are those of
-    :func:`unbraid.estimate_cost` for as many inputs (``cost["estimated"]``: whatever else that says). Its gates are those of
-    its circuits without state preparation; their total depth is the sum, since they run one after another.
+    The cost of a hybrid holds the circuits and shots that this evaluation used; gates, depth and device time are those
+    of :func:`unbraid.estimate_cost` for as many inputs, and ``cost["estimated"]`` has its circuits, shots and jobs. The
+    gates are those of the circuits without state preparation; their total depth is the sum, since they run one after
+    another.
 
     Args:
         model: maps (B, ...) to (B, classes); run in evaluation mode and left as it was. A hybrid of
             :func:`unbraid.to_quantum` may be given.
         data: (x, y): inputs of shape (N, ...) and class numbers of shape (N,).
         batch_size: rows at a time.
-        name: of the model in ``report.accuracy``; by default "exact", "hybrid" or "aer" for hybrids by how they run,
-            "disentangled" or "mpo" by the layers, else "dense".
+        name: of the model, in the title.
 
     Returns:
-        The report. ``parameters`` also has "dense", the network with plain linear layers in the place of others.
+        The report. ``accuracy`` has one entry: "exact", "hybrid" or "aer" for hybrids by how they run, "disentangled"
+        or "mpo" by the layers, else "dense". ``parameters`` has "dense" too: with plain linear layers in the place of
+        others.
 
     Raises:
-        InvalidInputError: if data are empty, not finite or do not match, the model cannot run on them, or its outputs are
-            not finite numbers of shape (N, classes).
+        InvalidInputError: if data are empty, not finite or do not match, the model cannot run on them, or its outputs
+            are not finite numbers of shape (N, classes).
         ExecutionError: if an executor fails.
     """
     x, y = _checked(data)
@@ -51,7 +53,7 @@ def evaluate(
         raise InvalidInputError(f"batch_size must be a positive integer; got {batch_size!r}.")
     quantum = _quantum_layers(model)
     kind = _kind(model, bool(quantum))
-    step = name or (_way_of_running(quantum) if quantum else kind)
+    step = _way_of_running(quantum) if quantum else kind
     seconds: dict[str, float] = {}
     cost: dict[str, Any] = {}
     gates: dict[str, Any] = {}
@@ -74,7 +76,9 @@ def evaluate(
         cost=cost,
         seconds=seconds,
         manifest=build_manifest(
-            seeds={layer: int(module.seed) for layer, module in quantum.items() if hasattr(module, "seed")},
+            seeds={
+                f"shots of {layer}": int(module.seed) for layer, module in quantum.items() if hasattr(module, "seed")
+            },
             data={"sha256": hash_tensors(x, y), "shape": list(x.shape), "samples": len(x)},
         ),
         title=f"Evaluation of {name}" if name else "Evaluation",
@@ -116,7 +120,8 @@ def _run(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> float:
                 )
             if labels[0] < 0 or labels[1] >= outputs.shape[1]:
                 raise InvalidInputError(
-                    f"The model has {outputs.shape[1]} classes, numbered from 0; the labels go from {labels[0]} to {labels[1]}."
+                    f"The model has {outputs.shape[1]} classes, numbered from 0; the labels go from {labels[0]} to "
+                    f"{labels[1]}."
                 )
             require_finite(outputs, "The model's outputs")
             advance(rows)

@@ -1,7 +1,7 @@
 """``render``: a report as one HTML page that needs nothing else: no scripts, no network, no other files.
 
-Everything that comes from data is escaped. Plots and drawings are embedded as images, so that markup within a drawing has no
-effect on the page.
+Everything that comes from data is escaped. Plots and drawings are embedded as images, so that markup within a drawing
+has no effect on the page.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ _CSS = """
 body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 64rem; color: var(--ink); background: var(--paper);
   font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .3rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; } h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
 p { margin: .4rem 0; max-width: 46rem; overflow-wrap: anywhere; }
 .soft, figcaption, caption { color: var(--soft); font-size: .9rem; }
 .scroll { overflow-x: auto; max-width: 100%; }
 table { border-collapse: collapse; font-size: .95rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: .3rem; }
 th, td { padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-thead th { border-bottom: 2px solid var(--line); color: var(--soft); font-weight: 600; white-space: nowrap; }
+thead th { border-bottom: 2px solid var(--line); color: var(--soft); font-weight: 600; vertical-align: bottom;
+  min-width: 4.5rem; }
 tbody th { font-weight: 600; white-space: nowrap; }
-td.n, th.n { text-align: right; white-space: nowrap; }
+td.n, th.n { text-align: right; } td.n { white-space: nowrap; }
+.records td { white-space: nowrap; } .records td.wide { white-space: normal; }
 td.wide { min-width: 16rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: 1rem 0; }
 dt { color: var(--soft); } dd { margin: 0; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
@@ -47,16 +49,15 @@ figure { margin: 0; min-width: 0; }
 .drawing { margin-bottom: 1rem; } .drawing .card img { display: block; max-width: none; }
 pre { color: #1c1c1c; margin: 0; font-size: .85rem; }
 figcaption { padding: .3rem 0; overflow-wrap: anywhere; }
-summary { cursor: pointer; } summary h2 { display: inline; }
 """
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _CAPTIONS = {
     "accuracy": "Accuracy a step.",
     "training": "Training curves. Epochs are counted from 1.",
-    "overlap": "Overlap of circuits and core with the original layer after each sweep. The ceiling bounds what orthogonal "
-    "circuits of any depth could reach.",
-    "entropies": "Entanglement entropy at each bond of the layer: before, and after its circuits are undone. The maximum is "
-    "the logarithm of the bond dimension.",
+    "overlap": "Overlap of circuits and core with the original layer after each sweep. The ceiling bounds what "
+    "orthogonal circuits of any depth could reach with a core of this bond dimension.",
+    "entropies": "Entanglement entropy at each bond of the layer: before, and after its circuits are undone. The "
+    "maximum is the logarithm of the bond dimension.",
 }
 _COUNTS = {"one_qubit": "one-qubit gates", "two_qubit": "two-qubit gates", "depth": "depth"}
 _COST = {
@@ -97,6 +98,7 @@ def render(report: Report, plots: Mapping[str, str] | None = None) -> str:
         _section("Layers", _layers(content.get("layers", []))),
         _section("Notes", "".join(f"<p>{_text(note)}</p>" for note in content.get("notes", []))),
         _section("Time", _table(("step", "wall time"), [(s, duration(t)) for s, t in content["seconds"].items()], {1})),
+        _section("More", _pairs(content.get("extra", {}))),
         _manifest(content["manifest"]),
     ]
     return (
@@ -219,8 +221,8 @@ def cost_sentence(cost: Mapping[str, Any]) -> str:
         )
     if known("seconds") and cost["seconds"] > 0:
         sentences.append(
-            f"A device would be busy for about {duration(cost['seconds'])}, by a rough model and without queueing; this is "
-            "an estimate, not a measurement."
+            f"A device would be busy for about {duration(cost['seconds'])}, by a rough model and without queueing; "
+            "this is an estimate, not a measurement."
         )
     return " ".join(sentences)
 
@@ -230,15 +232,10 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> str:
     for layer in layers:
         row = {key: value for key, value in layer.items() if key not in ("ranks", "verdict")}
         for rank in layer.get("ranks", ()):
-            at = (
-                f"at {percent(rank['rel_error'], 0)} error"
-                if isinstance(rank.get("rel_error"), float)
-                else "at an error"
-            )
-            row[f"parameters {at}"] = rank.get("parameters")
-            row[f"largest bond {at}"] = max(rank.get("bond_dims") or [1])
+            bond = max(rank["bond_dims"], default=1)
+            row[f"MPO within {percent(rank['rel_error'], 0)}"] = f"{number(rank['parameters'])} (bond {bond})"
             if rank.get("output_error") is not None:
-                row[f"output error {at}"] = percent(rank["output_error"])
+                row[f"its error on outputs, {percent(rank['rel_error'], 0)}"] = percent(rank["output_error"])
         for key in ("entropies", "maximum_entropies"):
             if key in row:
                 row[f"{key} (nats)"] = row.pop(key)
@@ -256,17 +253,23 @@ def _records(records: Sequence[Mapping[str, Any]]) -> str:
         k for k, key in enumerate(head) if all(isinstance(r.get(key), (int, float, type(None))) for r in records)
     }
     wide = head.index("verdict") if "verdict" in head else None
-    return _table([key.replace("_", " ") for key in head], rows, numeric, wide=wide)
+    table = _table([key.replace("_", " ") for key in head], rows, numeric, wide=wide)
+    return f'<div class="records">{table}</div>' if table else ""
 
 
 def _manifest(manifest: Mapping[str, Any]) -> str:
     if not manifest:
         return ""
-    rows = [(key, "–" if value is None else str(value)) for key, value in _flat(manifest)]
-    return _section(
-        "Manifest",
-        '<p class="soft">What is needed to remake these numbers.</p>' + _table(("what", "value"), rows, set()),
-    )
+    return _section("Manifest", '<p class="soft">What is needed to remake these numbers.</p>' + _pairs(manifest))
+
+
+def _pairs(tree: Mapping[str, Any]) -> str:
+    """Nested dictionaries as a table of dotted names and values."""
+    rows = [
+        (name, _value(value) if isinstance(value, (float, list)) else "–" if value is None else str(value))
+        for name, value in _flat(tree)
+    ]
+    return _table(("what", "value"), rows, set())
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

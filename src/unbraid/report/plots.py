@@ -7,11 +7,13 @@ Okabe and Ito, which people with colour blindness tell apart; markers and dashes
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from unbraid.ground.errors import require_extra
+from unbraid.ground.files import write_bytes
 from unbraid.report.wording import interval, percent
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ GREY = "#595959"
 WIDTH, HEIGHT = 4.6, 2.9  # inches
 _MOST_MARKERS = 40
 _LINEAR_SWEEPS = 100
+_LONGEST_LABEL = 36
 _STYLE: dict[str, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -153,8 +156,64 @@ def plot_accuracy(
     return ax
 
 
+def plot_rows(rows: Sequence[Mapping[str, Any]], *, ax: Axes | None = None) -> Axes:
+    """Accuracies of a table's rows, from top to bottom: every seed, mean and standard deviation, the paper's value.
+
+    Args:
+        rows: each with "name" and "mean", perhaps "std", "values" (one a seed) and "paper" {"value"}; fractions, drawn
+            in per cent.
+        ax: to draw on; a new figure's by default.
+    """
+    ax = ax or _new_axes()
+    seen: set[str] = set()
+
+    def label(text: str) -> str:
+        first = text not in seen
+        seen.add(text)
+        return text if first else "_"  # one legend entry for all rows
+
+    for place, row in enumerate(rows):
+        values = [100 * value for value in row.get("values") or ()]
+        ax.plot(values, [place] * len(values), "o", markersize=3.5, color=SKY, label=label("one seed"), zorder=2)
+        mean, std = 100 * row["mean"], 100 * (row.get("std") or 0.0)
+        ax.plot([mean - std, mean + std], [place] * 2, color=BLUE, linewidth=1.2, label="_", zorder=3)
+        ax.plot([mean], [place], "o", markersize=6, color=BLUE, label=label("mean, standard deviation"), zorder=4)
+        value = (row.get("paper") or {}).get("value")
+        if value is not None:
+            ax.plot([100 * value], [place], "D", mfc="none", mec=VERMILION, ms=7, label=label("paper"), zorder=5)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_yticks(range(len(rows)), [_label(str(row["name"])) for row in rows])
+    ax.tick_params(axis="y", length=0)
+    ax.set_xlabel("accuracy (%)")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, columnspacing=1.0, handletextpad=0.3)
+    return ax
+
+
+def save_png(path: str | os.PathLike[str], draw: Callable[[Axes], Axes]) -> None:
+    """Write a PNG of what ``draw`` draws on the axes that it is given, whole or not at all.
+
+    Args:
+        path: of the file.
+        draw: such as ``lambda ax: plot_rows(rows, ax=ax)``; a plot with named rows gets room for each.
+
+    Raises:
+        MissingExtraError: if matplotlib is not installed.
+        OutputError: if the file cannot be written.
+    """
+    require_extra("matplotlib", "report")
+    from matplotlib.ticker import FixedLocator
+
+    stream = io.BytesIO()
+    with _style():
+        ax = draw(_new_axes())
+        rows = len(ax.get_yticks()) if isinstance(ax.yaxis.get_major_locator(), FixedLocator) else 0
+        _figure(ax).set_size_inches(WIDTH + 1.4, max(HEIGHT, 1.0 + 0.3 * rows))
+        _figure(ax).savefig(stream, format="png", dpi=200, metadata={"Software": None}, facecolor="white")
+    write_bytes(path, stream.getvalue())
+
+
 def figures(report: Report) -> dict[str, str]:
-    """The plots that the data of a report allow, as SVG by file name: accuracy, training, overlap, entropies.
+    """The plots that the data of a report allow, as SVG by file name: accuracy, entropies, overlap, training.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
@@ -170,6 +229,11 @@ def figures(report: Report) -> dict[str, str]:
         if len(accuracy) > 1:
             ax = _new_axes(height=0.8 + 0.26 * len(accuracy))
             found["accuracy"] = to_svg(_figure(plot_accuracy(accuracy, content.get("samples"), ax=ax)))
+        if "before" in entropies or "after" in entropies:
+            profile = [entropies.get(name, []) for name in ("before", "after", "maximum")]
+            found["entropies"] = to_svg(_figure(plot_entropies(*profile, ax=_new_axes())))
+        if overlaps:
+            found["overlap"] = to_svg(_figure(plot_overlap(overlaps, content["ceiling"], ax=_new_axes())))
         panels = _panels({name: values for name, values in curves.items() if name not in overlaps})
         if panels:
             figure = _new_figure(HEIGHT * len(panels))
@@ -177,20 +241,15 @@ def figures(report: Report) -> dict[str, str]:
             for ax, (ylabel, (xlabel, group)) in zip(axes, panels.items(), strict=True):
                 plot_curves(group, ax=ax, xlabel=xlabel, ylabel=ylabel)
             found["training"] = to_svg(figure)
-        if overlaps:
-            found["overlap"] = to_svg(_figure(plot_overlap(overlaps, content["ceiling"], ax=_new_axes())))
-        if "before" in entropies or "after" in entropies:
-            profile = [entropies.get(name, []) for name in ("before", "after", "maximum")]
-            found["entropies"] = to_svg(_figure(plot_entropies(*profile, ax=_new_axes())))
     return found
 
 
 def to_svg(figure: Figure) -> str:
     """A figure as SVG, the same bytes for the same figure: no date, no random identifiers."""
-    import matplotlib
+    import matplotlib as mpl
 
     stream = io.BytesIO()
-    with matplotlib.rc_context({key: _STYLE[key] for key in ("svg.hashsalt", "svg.fonttype")}):
+    with mpl.rc_context({key: _STYLE[key] for key in ("svg.hashsalt", "svg.fonttype")}):
         figure.savefig(
             stream, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")), facecolor="white"
         )
@@ -251,9 +310,11 @@ def _finish(ax: Axes, xlabel: str, ylabel: str, count: int) -> None:
     ax.set_ylabel(ylabel)
     if ax.get_xscale() == "linear":
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        ax.set_xlim(1 - 0.04 * max(count - 1, 1), count + 0.04 * max(count - 1, 1))
+        margin = min(0.04 * max(count, 2), 0.6)
+        ax.set_xlim(1 - margin, max(count, 1) + margin)
 
 
 def _label(name: str) -> str:
-    """A name as text: no underscores, and dollar signs do not start a formula."""
-    return name.replace("_", " ").strip().replace("$", r"\$")
+    """A name as text: no underscores, not too long, and dollar signs do not start a formula."""
+    text = name.replace("_", " ").strip()
+    return (text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 1]}…").replace("$", r"\$")

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
-STEPS = {
-    "dense": "the trained network",
-    "mpo": "layers as MPOs, before healing",
+_STEPS = {
+    "dense": "plain linear layers",
+    "mpo": "layers as MPOs",
     "healed": "MPOs after healing",
     "explicit": "MPOs replaced by circuits and cores",
-    "disentangled": "circuits and cores after the final healing",
+    "disentangled": "circuits and cores",
     "exact": "hybrid, circuits simulated without shots",
     "hybrid": "hybrid, circuits read out from sampled shots",
     "aer": "hybrid, circuits on the Aer simulator",
 }
+
+
+def meaning(step: str, steps: Collection[str]) -> str:
+    """What a step of a report is, in the company of the other ``steps``; empty for names that are not ours."""
+    text = _STEPS.get(step, "")
+    if step == "mpo" and "healed" in steps:
+        return f"{text}, before healing"
+    if step == "disentangled" and "explicit" in steps:
+        return f"{text} after the final healing"
+    return text
 
 
 def percent(fraction: float, digits: int = 1) -> str:

@@ -96,12 +96,18 @@ def truncate(cores: Sequence[Tensor], ranks: Sequence[int]) -> tuple[Chain, Tens
         The chain (center at its last core) and the logarithm of the factor taken out.
     """
     cores, log_norm = canonicalize(cores, 0)
+    return cut(cores, ranks), log_norm
+
+
+def cut(cores: Sequence[Tensor], ranks: Sequence[int]) -> Chain:
+    """:func:`truncate` of a chain whose center is at core 0."""
+    cores = list(cores)
     for k, rank in enumerate(ranks):
         left, leg, right = cores[k].shape
         u, s, vh = torch.linalg.svd(cores[k].reshape(left * leg, right), full_matrices=False)
         cores[k] = u[:, :rank].reshape(left, leg, -1)
         cores[k + 1] = torch.tensordot(s[:rank, None] * vh[:rank], cores[k + 1], dims=1)
-    return cores, log_norm
+    return cores
 
 
 def schmidt_values(cores: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:

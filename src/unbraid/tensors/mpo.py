@@ -8,7 +8,7 @@ norm of fifty sites overflows float32: the operator is ``exp(log_scale)`` times 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -142,7 +142,10 @@ class MPO:
         if max_parameters is None and (rel_error is not None or max_bond is None):
             full = chain.split_exactly(tensor, legs)
             if error(cores) <= allowance:
-                cores = _even(chain.lower_ranks(cores, lambda trial: error(_even(trial)) <= allowance))
+                lowered = _lowered(
+                    cores, tensor, legs, lambda trial: error(_even(trial)) <= allowance, anew=rel_error is not None
+                )
+                cores = _even(lowered)
             elif max_bond is None and rel_error is not None:
                 cores = full
             if rel_error is None and [c.shape for c in cores] == [c.shape for c in full]:
@@ -357,12 +360,9 @@ class MPO:
     def __add__(self, other: MPO) -> MPO:
         """Sum; bonds add up."""
         self._check_legs(other)
-        scale = torch.maximum(self.log_scale, other.log_scale)
-        first, second = (
-            [cores[0] * torch.exp(log - scale).to(cores[0].dtype), *cores[1:]]
-            for cores, log in ((self._chain(), self.log_scale), (other._chain(), other.log_scale))
-        )
-        return self._like(chain.add(first, second), scale)
+        scale = torch.maximum(self._log_norm(), other._log_norm())
+        scale = torch.where(torch.isfinite(scale), scale, 0.0)
+        return self._like(chain.add(self._levelled(scale), other._levelled(scale)), scale)
 
     def __mul__(self, factor: float | complex | Tensor) -> MPO:
         """Multiple by a scalar."""
@@ -383,6 +383,23 @@ class MPO:
     def _wide_chain(self) -> chain.Chain:
         """The chain, half precision as float32: torch has no decompositions in less."""
         return [core.float() if core.dtype in (torch.bfloat16, torch.float16) else core for core in self._chain()]
+
+    @torch.no_grad()
+    def _log_norm(self) -> Tensor:
+        """Logarithm of the norm; minus infinity for zero."""
+        mantissa, log_square = chain.inner(self._chain(), self._chain())
+        return self.log_scale + (mantissa.real.clamp(min=0).double().log() + log_square) / 2
+
+    def _levelled(self, scale: Tensor) -> chain.Chain:
+        """Cores of one size each that contract to the operator divided by exp(scale)."""
+        cores = self._chain()
+        sizes = [torch.linalg.vector_norm(core.detach()).double() for core in cores]
+        if any(float(size) == 0 for size in sizes):
+            return cores
+        log_size = (self.log_scale - scale + torch.stack(sizes).log().sum()) / len(cores)
+        return [
+            core * (torch.exp(log_size) / size).to(core.real.dtype) for core, size in zip(cores, sizes, strict=True)
+        ]
 
     def _scaled(self, tensor: Tensor, extra: Tensor | float = 0.0) -> Tensor:
         return tensor * torch.exp(self.log_scale + extra).to(tensor.real.dtype if tensor.is_complex() else tensor.dtype)
@@ -415,7 +432,7 @@ def overlap(a: MPO, b: MPO) -> Tensor:
     a._check_legs(b)
     mantissa, log_scale = chain.inner(a._chain(), b._chain())
     squares = [chain.inner(c._chain(), c._chain()) for c in (a, b)]
-    if any(float(square.real) <= 0 for square, _ in squares):
+    if any(float(square.detach().real) <= 0 for square, _ in squares):
         raise InvalidInputError("The overlap with a zero MPO is undefined.")
     norms = (squares[0][0].real * squares[1][0].real).sqrt()
     log_norms = (squares[0][1] + squares[1][1]) / 2
@@ -432,7 +449,7 @@ def sweep(x: Tensor, cores: Sequence[Tensor]) -> Tensor:
         matrix = core.permute(1, 3, 0, 2).reshape(out * right, left * leg)
         x = matrix @ x.reshape(-1, left * leg, rest)  # (batch and outputs so far, out * right, rest)
         x = x.reshape(-1, right * rest)
-    return x.reshape(*batch, -1)
+    return x.reshape(*batch, math.prod(core.shape[1] for core in cores))  # -1 is ambiguous where a batch is empty
 
 
 def _interleave(matrix: Tensor, outs: Sequence[int], ins: Sequence[int]) -> Tensor:
@@ -454,10 +471,31 @@ def _spread_scale(cores: Sequence[Tensor], log_norm: Tensor) -> chain.Chain:
     return [core * factor for core in cores]
 
 
+def _lowered(
+    cores: chain.Chain, tensor: Tensor, legs: Sequence[int], allowed: Callable[[chain.Chain], bool], *, anew: bool
+) -> chain.Chain:
+    """Lower the ranks until truncating a bond of the chain, or decomposing ``tensor`` anew with one rank less, will not do."""
+    if not anew:
+        return chain.lower_ranks(cores, allowed)
+    whole, log_norm = chain.canonicalize(chain.split(tensor, legs), 0)
+    again = True
+    while again:
+        cores, again = chain.lower_ranks(cores, allowed), False
+        ranks = [core.shape[2] for core in cores[:-1]]
+        for k, rank in enumerate(ranks):
+            if rank == 1:
+                continue
+            trial = _spread_scale(chain.cut(whole, [r - (j == k) for j, r in enumerate(ranks)]), log_norm)
+            if allowed(trial):
+                cores, again = trial, True
+                break
+    return cores
+
+
 def _even(cores: Sequence[Tensor]) -> chain.Chain:
     """Cores of equal root-mean-square entry: rounds and trains better than one core with all of the norm."""
     sizes = [torch.linalg.vector_norm(core) / math.sqrt(core.numel()) for core in cores]
-    if any(float(size) == 0 for size in sizes):
+    if any(float(size.detach()) == 0 for size in sizes):
         return list(cores)
     logs = torch.stack([size.log() for size in sizes])
     factors = torch.exp(logs.mean() - logs)

@@ -1,0 +1,264 @@
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from unbraid.ground.errors import DidNotConvergeError, FileFormatError, InvalidInputError
+from unbraid.nn import accuracy, disentangle_layers, heal, tensorize
+
+
+def data(n=120, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 8, generator=generator)
+    return x, (x[:, 0] * x[:, 1] > 0).long() + 2 * (x[:, 2] > 0).long()
+
+
+def network(seed=0, dropout=0.2, dtype=torch.float32):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 4))
+    return tensorize(model.to(dtype), max_bond=3)
+
+
+def same(a, b):
+    first, second = a.state_dict(), b.state_dict()
+    return list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_healing_improves_and_ends_with_the_best_epoch():
+    model, train, validation = network(), data(300), data(200, 1)
+    before = accuracy(model, *validation)
+    history = heal(model, train, validation, epochs=12, lr=0.02)
+    assert history.status == "completed"
+    assert history.train_loss[-1] < history.train_loss[0]
+    assert max(history.validation_accuracy) > before + 0.2
+    assert (
+        accuracy(model, *validation)
+        == history.validation_accuracy[history.best_epoch]
+        == max(history.validation_accuracy)
+    )
+    assert len(history.train_loss) == len(history.validation_loss) == len(history.learning_rate) == 12
+
+
+def test_one_seed_gives_the_same_weights_whatever_the_global_state():
+    models = [network() for _ in range(3)]
+    for k, model in enumerate(models):
+        torch.manual_seed(k)
+        state = torch.get_rng_state()
+        heal(model, data(), epochs=2, lr=0.01, seed=int(k == 2))
+        assert torch.equal(torch.get_rng_state(), state)
+    assert same(models[0], models[1])
+    assert not same(models[0], models[2])
+
+
+class Interruption(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"scheduler": "cosine", "weight_decay": 0.01},
+        {"optimizer": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), "scheduler": "constant"},
+        {"scheduler": lambda o, n: torch.optim.lr_scheduler.CosineAnnealingLR(o, n), "patience": 3},
+    ],
+)
+def test_a_resumed_healing_equals_an_uninterrupted_one(tmp_path, stop, options):
+    arguments = {"epochs": 4, "lr": 0.02, "seed": 3, **options}
+    whole, broken = network(), network()
+    history = heal(whole, data(), data(60, 1), **arguments)
+
+    def interrupt(epoch, _):
+        if epoch == stop:
+            raise Interruption
+
+    with pytest.raises(Interruption):
+        heal(broken, data(), data(60, 1), **arguments, callbacks=[interrupt], checkpoint_dir=tmp_path)
+    resumed = network()
+    torch.manual_seed(99)
+    again = heal(resumed, data(), data(60, 1), **arguments, checkpoint_dir=tmp_path)
+    assert same(resumed, whole)
+    assert vars(again) == vars(history)
+    finished = network()
+    assert vars(heal(finished, data(), data(60, 1), **arguments, checkpoint_dir=tmp_path)) == vars(history)
+    assert same(finished, whole)
+
+
+def test_a_healing_stopped_by_its_callback_can_be_taken_up(tmp_path):
+    whole, stopped, resumed = network(), network(), network()
+    heal(whole, data(), epochs=4, lr=0.02)
+    history = heal(stopped, data(), epochs=4, lr=0.02, callbacks=[lambda n, h: n < 2], checkpoint_dir=tmp_path)
+    assert (history.status, len(history.train_loss)) == ("stopped", 2)
+    assert heal(resumed, data(), epochs=4, lr=0.02, checkpoint_dir=tmp_path).status == "completed"
+    assert same(resumed, whole)
+
+
+def test_circuits_with_joints_heal_and_resume(tmp_path):
+    def built():
+        model = disentangle_layers(
+            tensorize(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)), ["0"], sites="qubits"), ["0"], 1, max_sweeps=3
+        )
+        from unbraid.circuits import Circuit, parse_ansatz
+        from unbraid.nn import DisentangledLinear
+
+        ansatz = parse_ansatz("2b | bn+relu | 2b", 3)
+        old = model[0]
+        model[0] = DisentangledLinear(Circuit(ansatz, seed=1), old.core, Circuit(ansatz, seed=2, mirrored=True))
+        return model
+
+    torch.manual_seed(0)
+    start = built()
+    whole, resumed = copy.deepcopy(start), copy.deepcopy(start)
+    history = heal(whole, data(), epochs=3, lr=0.02)
+    assert history.train_loss[-1] < history.train_loss[0]
+    with pytest.raises(Interruption):
+        heal(copy.deepcopy(start), data(), epochs=3, lr=0.02, checkpoint_dir=tmp_path, callbacks=[_raise_at_two])
+    heal(resumed, data(), epochs=3, lr=0.02, checkpoint_dir=tmp_path)
+    assert same(resumed, whole)
+
+
+def _raise_at_two(epoch, _):
+    if epoch == 2:
+        raise Interruption
+
+
+def test_checkpoints_of_other_runs_and_broken_ones_are_refused(tmp_path):
+    heal(network(), data(), epochs=1, lr=0.01, checkpoint_dir=tmp_path)
+    for model, pair, change in (
+        (network(1), data(), {}),
+        (network(), data(seed=5), {}),
+        (network(), data(), {"lr": 0.02}),
+        (network(), data(), {"seed": 1}),
+        (network(), data(), {"epochs": 2}),
+    ):
+        before = copy.deepcopy(model)
+        with pytest.raises(InvalidInputError, match="another problem"):
+            heal(model, pair, **({"epochs": 1, "lr": 0.01} | change), checkpoint_dir=tmp_path)
+        assert same(model, before)
+    path = tmp_path / "heal.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(FileFormatError, match="truncated"):
+        heal(network(), data(), epochs=1, lr=0.01, checkpoint_dir=tmp_path)
+
+
+def test_patience_stops_early_at_the_best_weights():
+    model, x, y = network(), *data()
+    validation = (x, torch.randint(0, 4, (len(x),), generator=torch.Generator().manual_seed(1)))
+    history = heal(model, (x, y), validation, epochs=200, lr=0.02, patience=2)
+    assert history.status == "stopped_early"
+    assert len(history.train_loss) == history.best_epoch + 3
+    assert accuracy(model, *validation) == max(history.validation_accuracy)
+
+
+def test_teacher_pulls_towards_its_outputs():
+    x, _ = data(200)
+    teacher = nn.Sequential(nn.Linear(8, 4))
+    random_labels = torch.randint(0, 4, (200,), generator=torch.Generator().manual_seed(2))
+
+    def distance(taught):
+        model = network(dropout=0.0)
+        heal(model, (x, random_labels), epochs=8, lr=0.02, teacher=teacher if taught else None)
+        return float(torch.dist(model.eval()(x).softmax(-1), teacher(x).softmax(-1)).detach())
+
+    assert distance(True) < 0.8 * distance(False)
+    assert teacher.training
+
+
+def test_own_loss_and_any_iterable_of_batches():
+    x = torch.randn(64, 8)
+    target = x @ torch.randn(8, 4)
+
+    def loss(model, batch):
+        return (model(batch["x"]) - batch["y"]).square().mean()
+
+    batches = [{"x": a, "y": b} for a, b in zip(x.split(16), target.split(16), strict=True)]
+    for form in (batches, tuple(batches), iter(batches)):
+        model = network(dropout=0.0)
+        history = heal(model, form, batches, epochs=6, lr=0.02, loss=loss)
+        assert history.validation_loss[history.best_epoch] == min(history.validation_loss) < history.validation_loss[0]
+        assert history.validation_accuracy == []
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data()), batch_size=32, shuffle=True)
+    models = [network(), network()]
+    for k, model in enumerate(models):
+        torch.manual_seed(k)
+        heal(model, loader, epochs=2, lr=0.01)
+    assert same(*models)
+
+
+@pytest.mark.parametrize("bad", ["label", "weights", "lr"])
+def test_a_loss_that_is_no_number_ends_in_an_error(bad):
+    model = network(dropout=0.0)
+    if bad == "label":
+        with pytest.raises(DidNotConvergeError, match="epoch 0"):
+            heal(model, data(), epochs=1, lr=0.1, loss=lambda m, batch: m(batch[0]).sum() * math.nan)
+    elif bad == "lr":
+        model = nn.Linear(8, 4)
+        with pytest.raises(DidNotConvergeError, match="Try a smaller lr"):
+            heal(
+                model, data(), epochs=5, lr=1e38, scheduler="constant", optimizer=lambda p: torch.optim.SGD(p, lr=1e38)
+            )
+    else:
+        with torch.no_grad():
+            model[0].cores[0][0, 0, 0, 0] = math.inf
+        with pytest.raises(InvalidInputError, match="0.cores.0"):
+            heal(model, data(), epochs=1, lr=0.1)
+    assert model.training
+
+
+def test_modes_of_all_parts_come_back_also_after_an_error():
+    model = network()
+    model[1].eval()
+    modes = [m.training for m in model.modules()]
+    heal(model, data(), data(30), epochs=1, lr=0.01)
+    assert [m.training for m in model.modules()] == modes
+    with pytest.raises(Interruption):
+        heal(model, data(), data(30), epochs=2, lr=0.01, callbacks=[_raise_at_two])
+    assert [m.training for m in model.modules()] == modes
+    accuracy(model, *data(30))
+    assert [m.training for m in model.modules()] == modes
+
+
+def test_float64_models_and_a_last_batch_of_one_row():
+    x, y = data(65)
+    model = network(dtype=torch.float64)
+    assert math.isfinite(heal(model, (x.double(), y), epochs=1, lr=0.01, batch_size=64).train_loss[0])
+    assert all(p.dtype == torch.float64 for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs must be"),
+        ({"epochs": 1.5}, "epochs must be"),
+        ({"lr": 0.0}, "lr must be"),
+        ({"lr": math.nan}, "lr must be"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"patience": 3}, "patience needs validation_data"),
+        ({"scheduler": "warm"}, "scheduler must be"),
+        ({"seed": "a"}, "seed must be"),
+        ({"train_data": (torch.ones(3, 8), torch.ones(2))}, "as many labels"),
+        ({"train_data": (torch.ones(0, 8), torch.ones(0))}, "at least one"),
+        ({"train_data": (torch.full((3, 8), math.nan), torch.ones(3).long())}, r"train_data\[0\] must be finite"),
+        ({"train_data": []}, "no batches"),
+        ({"train_data": 3}, "iterable of batches"),
+        ({"teacher": nn.Linear(8, 4), "loss": lambda m, b: 0}, "not both"),
+        ({"model": nn.ReLU()}, "no trainable parameters"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        heal(**({"model": network(), "train_data": data(), "epochs": 1, "lr": 0.1} | options))
+
+
+def test_accuracy_counts():
+    model = nn.Identity()
+    x = torch.eye(4)
+    assert accuracy(model, x, torch.tensor([0, 1, 2, 0]), batch_size=3) == 0.75
+    with pytest.raises(InvalidInputError, match="as many labels as rows"):
+        accuracy(model, x, torch.tensor([0]))
+    with pytest.raises(InvalidInputError, match="at least one"):
+        accuracy(model, x[:0], torch.tensor([]))

@@ -1,0 +1,271 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from unbraid.circuits import Circuit, parse_ansatz
+from unbraid.ground.errors import FileFormatError, InvalidInputError, OutputError, UnbraidError
+from unbraid.ground.files import read_tensors, write_tensors
+from unbraid.nn import DisentangledLinear, disentangle_layers, load_pretrained, save_pretrained, tensorize
+from unbraid.tensors import MPO
+
+
+class Custom(nn.Module):
+    def __init__(self, dtype=None):
+        super().__init__()
+        self.first = nn.Linear(8, 8, dtype=dtype)
+        self.second = nn.Linear(8, 8, dtype=dtype)
+        self.scale = nn.Parameter(torch.tensor(2.0, dtype=dtype))
+
+    def forward(self, x):
+        return self.scale * self.second(torch.tanh(self.first(x))) + x
+
+
+def joints(dtype=None):
+    ansatz = parse_ansatz("2b | bn+relu | cnot+1b | relu | 2b", 3)
+    layer = DisentangledLinear(
+        Circuit(ansatz, "random", 1, dtype=dtype),
+        MPO.random((2,) * 3, (2,) * 3, 2, dtype=dtype),
+        Circuit(ansatz, "random", 2, mirrored=True, dtype=dtype),
+        out_features=7,
+        in_features=8,
+        bias=torch.randn(7),
+    )
+    model = nn.Sequential(nn.Flatten(), layer)
+    model(torch.randn(50, 8, dtype=dtype))
+    return model
+
+
+def plain():
+    relu = nn.ReLU()
+    model = nn.Sequential(
+        nn.Linear(8, 8), nn.BatchNorm1d(8, eps=1e-3, momentum=None), relu, nn.Linear(8, 6, bias=False), relu, nn.Dropout(0.3),
+        nn.LayerNorm(6), nn.LayerNorm((6,), bias=False), nn.LayerNorm(6, elementwise_affine=False), nn.GELU("tanh"),
+        nn.Sequential(nn.LeakyReLU(0.3), nn.Linear(6, 4), nn.ELU(0.5)), nn.Softmax(-1), nn.BatchNorm1d(4, affine=False),
+    )  # fmt: skip
+    model(torch.randn(50, 8))
+    return model
+
+
+def shared():
+    layer = nn.Linear(8, 8)
+    return nn.Sequential(layer, nn.Tanh(), layer, nn.Sequential(nn.SiLU(), layer))
+
+
+MODELS = {
+    "plain": plain,
+    "shared": shared,
+    "shared and tensorized": lambda: tensorize(shared()),
+    "tensorized": lambda: tensorize(plain(), max_bond=2),
+    "a layer alone": lambda: tensorize(nn.Linear(8, 5, bias=False)),
+    "disentangled": lambda: disentangle_layers(tensorize(shared(), sites="qubits"), "all-linear", 2, max_sweeps=3),
+    "float64": lambda: tensorize(plain(), max_bond=2).double(),
+    "joints": joints,
+    "joints in float64": lambda: joints(torch.float64),
+    "no parameters": lambda: nn.Sequential(nn.ReLU()),
+    "mixed dtypes": lambda: nn.Sequential(nn.BatchNorm1d(8), tensorize(nn.Linear(8, 8).double())),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_loaded_model_equals_the_saved_one(tmp_path, name):
+    model = MODELS[name]().eval()
+    save_pretrained(model, tmp_path / "m")
+    loaded = load_pretrained(tmp_path / "m")
+    first, second = model.state_dict(), loaded.state_dict()
+    assert list(first) == list(second)
+    assert all(torch.equal(first[key], second[key]) and first[key].dtype == second[key].dtype for key in first)
+    assert repr(loaded) == repr(model)
+    assert not loaded.training
+    if name != "mixed dtypes":
+        dtype = next((p.dtype for p in model.parameters()), torch.float32)
+        x = torch.randn(5, 8, dtype=dtype)
+        assert torch.equal(loaded(x), model(x))
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("step", ["none", "tensorized", "disentangled"])
+def test_custom_modules_load_into_their_architecture(tmp_path, dtype, step):
+    model = Custom(dtype)
+    if step != "none":
+        model = tensorize(model, ["first"], sites="qubits")
+    if step == "disentangled":
+        model = disentangle_layers(model, ["first"], 1, max_sweeps=3)
+    save_pretrained(model, tmp_path)
+    with pytest.raises(InvalidInputError, match="pass its original architecture"):
+        load_pretrained(tmp_path)
+    for architecture in (Custom(dtype), Custom()):
+        loaded = load_pretrained(tmp_path, architecture)
+        assert loaded is architecture
+        x = torch.randn(4, 8, dtype=dtype)
+        assert torch.equal(loaded(x), model.eval()(x))
+    with pytest.raises(UnbraidError):
+        load_pretrained(tmp_path, nn.Linear(3, 3))
+
+
+def test_models_behave_the_same_in_training_after_loading(tmp_path):
+    model = plain()
+    save_pretrained(model, tmp_path)
+    loaded = load_pretrained(tmp_path).train()
+    x = torch.randn(20, 8)
+    outputs = []
+    for m in (model.train(), loaded):
+        torch.manual_seed(0)
+        outputs.append(m(x))
+    assert torch.equal(*outputs)
+
+
+def test_saving_replaces_and_a_refused_model_leaves_the_old_files(tmp_path):
+    save_pretrained(plain(), tmp_path)
+    model = tensorize(nn.Linear(8, 8))
+    save_pretrained(model, tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    bad = nn.Linear(2, 2)
+    nn.init.constant_(bad.weight, torch.nan)
+    with pytest.raises(InvalidInputError, match="'weight' must be finite"):
+        save_pretrained(bad, tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError):
+        save_pretrained(model, tmp_path / "file")
+
+
+def saved(tmp_path):
+    model = disentangle_layers(tensorize(nn.Sequential(nn.Linear(8, 8)), sites="qubits"), "0", 1, max_sweeps=2)
+    save_pretrained(model, tmp_path)
+    return model
+
+
+def refused(tmp_path, message):
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(FileFormatError, match=message):
+        load_pretrained(tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def rewrite(tmp_path, change, header=True):
+    """Change the configuration, in both places."""
+    content = json.loads((tmp_path / "config.json").read_text())
+    change(content)
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    if header:
+        tensors, _ = read_tensors(tmp_path / "model.safetensors")
+        write_tensors(tmp_path / "model.safetensors", tensors, {"config": json.dumps(content)})
+
+
+def test_missing_cut_and_foreign_files_are_refused(tmp_path):
+    with pytest.raises(FileFormatError, match="no folder"):
+        load_pretrained(tmp_path / "nowhere")
+    refused(tmp_path, "Cannot read")
+    saved(tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole = path.read_bytes()
+    for length in (0, 7, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        refused(tmp_path, "no complete safetensors")
+    path.write_bytes(b"PK\x03\x04" * 100)
+    refused(tmp_path, "no complete safetensors")
+    path.unlink()
+    refused(tmp_path, "no such file")
+    path.write_bytes(whole)
+    config = (tmp_path / "config.json").read_text()
+    for text, message in (
+        (config[: len(config) // 2], "no valid JSON"),
+        ("[]", "no configuration"),
+        ('{"model_type": "bert"}', "no configuration"),
+        ("null", "no configuration"),
+        ("[" * 50_000, "no valid JSON"),
+    ):
+        (tmp_path / "config.json").write_text(text)
+        refused(tmp_path, message)
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    saved(tmp_path)
+    path = tmp_path / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 64
+    path.write_bytes(bytes(content))
+    refused(tmp_path, "not those that were written")
+
+
+def test_an_interrupted_save_leaves_a_folder_that_loads_as_a_whole(tmp_path):
+    model = saved(tmp_path)
+    config = (tmp_path / "config.json").read_bytes()
+    other = tensorize(nn.Linear(8, 3))
+    save_pretrained(other, tmp_path)
+    (tmp_path / "config.json").write_bytes(config)  # new tensors, old configuration
+    x = torch.randn(2, 8)
+    assert torch.equal(load_pretrained(tmp_path)(x), other(x))
+    assert not torch.equal(load_pretrained(tmp_path)(x)[:, :1], model(x)[:, :1])
+
+
+def test_a_pair_of_files_that_do_not_belong_together_is_refused(tmp_path):
+    saved(tmp_path)
+    write_tensors(tmp_path / "model.safetensors", {"weight": torch.zeros(2, 2)})
+    refused(tmp_path, "do not belong together")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(version=2), "Update unbraid"),
+        (lambda c: c.pop("layers"), "layers"),
+        (lambda c: c.pop("declaration"), "declaration"),
+        (lambda c: c.update(surprise=1), "surprise"),
+        (lambda c: c.update(dtype="os.system"), "Unknown dtype"),
+        (lambda c: c.update(dtype="nn"), "Unknown dtype"),
+        (lambda c: c["declaration"].update(type="os.system"), "unknown type"),
+        (lambda c: c["declaration"].pop("type"), "malformed"),
+        (lambda c: c["declaration"].update(children=3), "malformed"),
+        (lambda c: c["declaration"]["children"]["0"].pop("core"), "malformed"),
+        (lambda c: c["declaration"]["children"]["0"].pop("bias"), "malformed"),
+        (lambda c: c["declaration"]["children"]["0"].update(bias=False), "does not fit the model; surplus: 0.bias"),
+        (lambda c: c["declaration"]["children"]["0"]["core"].update(bond_dims=[2]), "malformed"),
+        (lambda c: c["declaration"]["children"]["0"]["core"].update(bond_dims=[0, 1]), "positive"),
+        (lambda c: c["declaration"]["children"]["0"]["core"].update(out_dims=[2, 2, "x"]), "malformed"),
+        (lambda c: c["declaration"]["children"]["0"]["core"].update(dtype="int64"), "malformed"),
+        (lambda c: c["declaration"]["children"]["0"]["core"].update(out_dims=[10**9] * 3), "more numbers than"),
+        (lambda c: c["declaration"]["children"]["0"]["core"].update(out_dims=[-(10**9)] * 3), "positive"),
+        (lambda c: c["declaration"]["children"]["0"]["core"].update(out_dims=[4, 2, 2]), "impossible layer"),
+        (lambda c: c["declaration"]["children"]["0"].update(out_features=10**12), "more numbers than"),
+        (lambda c: c["declaration"]["children"]["0"]["output_circuit"].update(wire_dims=[4096, 2, 2]), "more numbers than|large gate|impossible layer"),
+        (lambda c: c["declaration"]["children"]["0"]["output_circuit"].update(layers=[[["cnot", [0]]]]), "no description"),
+        (lambda c: c.update(declaration={"type": "Linear", "options": dict(in_features=10**6, out_features=10**6, bias=True)}), "more numbers"),
+        (lambda c: c.update(declaration={"type": "Linear", "options": dict(in_features=-4, out_features=-4, bias=True)}), "."),
+        (lambda c: c.update(declaration={"type": "LayerNorm", "options": dict(normalized_shape=[10**6] * 3, eps=1.0, elementwise_affine=True, bias=True)}), "more numbers"),
+        (lambda c: c.update(declaration={"type": "ReLU", "options": {"hook": 1}}), "ReLU takes"),
+        (lambda c: c.update(declaration={"type": "ReLU", "options": {}}), "does not fit the model; surplus"),
+    ],
+)  # fmt: skip
+def test_hostile_or_newer_configurations_are_refused(tmp_path, change, message):
+    saved(tmp_path)
+    rewrite(tmp_path, change)
+    refused(tmp_path, message)
+
+
+def test_a_deeply_nested_declaration_is_refused(tmp_path):
+    saved(tmp_path)
+    nested = {"type": "ReLU", "options": {}}
+    for _ in range(300):
+        nested = {"type": "Sequential", "children": {"0": nested}}
+    rewrite(tmp_path, lambda c: c.update(declaration=nested))
+    with pytest.raises(FileFormatError):
+        load_pretrained(tmp_path)
+
+
+def test_missing_and_wrong_tensors_are_named(tmp_path):
+    save_pretrained(Custom(), tmp_path)
+    with pytest.raises(FileFormatError, match="missing: third"):
+        architecture = Custom()
+        architecture.third = nn.Parameter(torch.zeros(1))
+        load_pretrained(tmp_path, architecture)
+    with pytest.raises(FileFormatError, match="of another shape: second.weight"):
+        architecture = Custom()
+        architecture.second = nn.Linear(9, 8)
+        load_pretrained(tmp_path, architecture)
+    save_pretrained(tensorize(Custom(), ["first"]), tmp_path)
+    with pytest.raises(InvalidInputError, match="no layer 'first'"):
+        load_pretrained(tmp_path, nn.Sequential(nn.Linear(8, 8)))
