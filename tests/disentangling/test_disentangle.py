@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -25,14 +26,14 @@ def random_mpo(rows=8, columns=8, dtype=torch.float64, seed=0, **limits):
 def assert_sound(result, mpo, tolerance=1e-9):
     """What holds for every outcome."""
     wide = torch.complex128
-    O, C, I = (
+    left, core, right = (
         result.output_circuit.matrix().detach().to(wide),
         result.core.to_padded_dense().to(wide),
         result.input_circuit.matrix().detach().to(wide),
     )
-    for matrix in (O, I):
+    for matrix in (left, right):
         assert (matrix @ matrix.mH - torch.eye(len(matrix))).abs().max() < tolerance
-    M, built = mpo.to_padded_dense().to(wide), O @ C @ I
+    M, built = mpo.to_padded_dense().to(wide), left @ core @ right
     overlap = float((M.conj() * built).sum().real / M.norm() / built.norm())
     assert abs(overlap - result.overlap) < tolerance
     assert abs(float((M - built).norm() / M.norm()) - result.rel_error) < math.sqrt(tolerance)
@@ -42,7 +43,7 @@ def assert_sound(result, mpo, tolerance=1e-9):
     assert result.shape == mpo.shape
     assert result.overlap <= result.ceiling + 1e-9
     history = result.history
-    assert all(later >= earlier for earlier, later in zip(history, history[1:], strict=False))
+    assert all(later >= earlier for earlier, later in pairwise(history))
     assert history[-1] == result.overlap
     assert len(result.entropies_before) == len(result.entropies_after) == mpo.num_sites - 1
 
@@ -112,9 +113,9 @@ def realisable(ansatz, bond=1, seed=0):
         for k in range(n)
     ]
     core = MPO(cores)
-    O = Circuit(ansatz, "random", seed=seed + 1, dtype=torch.float64)
-    I = Circuit(ansatz, "random", seed=seed + 2, mirrored=True, dtype=torch.float64)
-    return MPO.from_dense((O.matrix() @ core.to_dense() @ I.matrix()).detach()), core
+    left = Circuit(ansatz, "random", seed=seed + 1, dtype=torch.float64)
+    right = Circuit(ansatz, "random", seed=seed + 2, mirrored=True, dtype=torch.float64)
+    return MPO.from_dense((left.matrix() @ core.to_dense() @ right.matrix()).detach()), core
 
 
 @pytest.mark.parametrize("bond", [1, 2])

@@ -22,7 +22,7 @@ from unbraid.ground.files import (
 def test_failed_write_keeps_the_old_content_and_leaves_nothing_beside(tmp_path):
     target = tmp_path / "file.txt"
     write_text(target, "old")
-    with pytest.raises(RuntimeError, match="boom"), written_beside(target) as temporary:
+    with pytest.raises(RuntimeError, match="boom"), written_beside(target) as temporary:  # noqa: PT012
         temporary.write_text("half of the new")
         raise RuntimeError("boom")
     assert target.read_text() == "old"

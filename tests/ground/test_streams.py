@@ -50,7 +50,7 @@ def test_streams_leave_the_global_state_alone():
 
 def test_isolated_restores_the_global_state_after_an_error():
     before = torch.get_rng_state()
-    with pytest.raises(KeyError), isolated(3, "block"):
+    with pytest.raises(KeyError), isolated(3, "block"):  # noqa: PT012
         torch.rand(2)
         raise KeyError
     assert torch.equal(torch.get_rng_state(), before)

@@ -53,7 +53,7 @@ def test_one_seed_gives_the_same_weights_whatever_the_global_state():
     assert not same(models[0], models[2])
 
 
-class Interruption(Exception):
+class InterruptionError(Exception):
     pass
 
 
@@ -74,9 +74,9 @@ def test_a_resumed_healing_equals_an_uninterrupted_one(tmp_path, stop, options):
 
     def interrupt(epoch, _):
         if epoch == stop:
-            raise Interruption
+            raise InterruptionError
 
-    with pytest.raises(Interruption):
+    with pytest.raises(InterruptionError):
         heal(broken, data(), data(60, 1), **arguments, callbacks=[interrupt], checkpoint_dir=tmp_path)
     resumed = network()
     torch.manual_seed(99)
@@ -115,7 +115,7 @@ def test_circuits_with_joints_heal_and_resume(tmp_path):
     whole, resumed = copy.deepcopy(start), copy.deepcopy(start)
     history = heal(whole, data(), epochs=3, lr=0.02)
     assert history.train_loss[-1] < history.train_loss[0]
-    with pytest.raises(Interruption):
+    with pytest.raises(InterruptionError):
         heal(copy.deepcopy(start), data(), epochs=3, lr=0.02, checkpoint_dir=tmp_path, callbacks=[_raise_at_two])
     heal(resumed, data(), epochs=3, lr=0.02, checkpoint_dir=tmp_path)
     assert same(resumed, whole)
@@ -123,7 +123,7 @@ def test_circuits_with_joints_heal_and_resume(tmp_path):
 
 def _raise_at_two(epoch, _):
     if epoch == 2:
-        raise Interruption
+        raise InterruptionError
 
 
 def test_checkpoints_of_other_runs_and_broken_ones_are_refused(tmp_path):
@@ -204,7 +204,7 @@ def test_a_loss_that_is_no_number_ends_in_an_error(bad):
     else:
         with torch.no_grad():
             model[0].cores[0][0, 0, 0, 0] = math.inf
-        with pytest.raises(InvalidInputError, match="0.cores.0"):
+        with pytest.raises(InvalidInputError, match=r"0\.cores\.0"):
             heal(model, data(), epochs=1, lr=0.1)
     assert model.training
 
@@ -215,7 +215,7 @@ def test_modes_of_all_parts_come_back_also_after_an_error():
     modes = [m.training for m in model.modules()]
     heal(model, data(), data(30), epochs=1, lr=0.01)
     assert [m.training for m in model.modules()] == modes
-    with pytest.raises(Interruption):
+    with pytest.raises(InterruptionError):
         heal(model, data(), data(30), epochs=2, lr=0.01, callbacks=[_raise_at_two])
     assert [m.training for m in model.modules()] == modes
     accuracy(model, *data(30))

@@ -40,10 +40,20 @@ def joints(dtype=None):
 def plain():
     relu = nn.ReLU()
     model = nn.Sequential(
-        nn.Linear(8, 8), nn.BatchNorm1d(8, eps=1e-3, momentum=None), relu, nn.Linear(8, 6, bias=False), relu, nn.Dropout(0.3),
-        nn.LayerNorm(6), nn.LayerNorm((6,), bias=False), nn.LayerNorm(6, elementwise_affine=False), nn.GELU("tanh"),
-        nn.Sequential(nn.LeakyReLU(0.3), nn.Linear(6, 4), nn.ELU(0.5)), nn.Softmax(-1), nn.BatchNorm1d(4, affine=False),
-    )  # fmt: skip
+        nn.Linear(8, 8),
+        nn.BatchNorm1d(8, eps=1e-3, momentum=None),
+        relu,
+        nn.Linear(8, 6, bias=False),
+        relu,
+        nn.Dropout(0.3),
+        nn.LayerNorm(6),
+        nn.LayerNorm((6,), bias=False),
+        nn.LayerNorm(6, elementwise_affine=False),
+        nn.GELU("tanh"),
+        nn.Sequential(nn.LeakyReLU(0.3), nn.Linear(6, 4), nn.ELU(0.5)),
+        nn.Softmax(-1),
+        nn.BatchNorm1d(4, affine=False),
+    )
     model(torch.randn(50, 8))
     return model
 
@@ -208,6 +218,23 @@ def test_a_pair_of_files_that_do_not_belong_together_is_refused(tmp_path):
     refused(tmp_path, "do not belong together")
 
 
+def declare(kind, **options):
+    """Another declaration in the place of the saved one."""
+    return lambda c: c.update(declaration={"type": kind, "options": options})
+
+
+def layer(change):
+    return lambda c: c["declaration"]["children"]["0"].update(change)
+
+
+def core(**change):
+    return lambda c: c["declaration"]["children"]["0"]["core"].update(change)
+
+
+def circuit(**change):
+    return lambda c: c["declaration"]["children"]["0"]["output_circuit"].update(change)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -222,24 +249,27 @@ def test_a_pair_of_files_that_do_not_belong_together_is_refused(tmp_path):
         (lambda c: c["declaration"].update(children=3), "malformed"),
         (lambda c: c["declaration"]["children"]["0"].pop("core"), "malformed"),
         (lambda c: c["declaration"]["children"]["0"].pop("bias"), "malformed"),
-        (lambda c: c["declaration"]["children"]["0"].update(bias=False), "does not fit the model; surplus: 0.bias"),
-        (lambda c: c["declaration"]["children"]["0"]["core"].update(bond_dims=[2]), "malformed"),
-        (lambda c: c["declaration"]["children"]["0"]["core"].update(bond_dims=[0, 1]), "positive"),
-        (lambda c: c["declaration"]["children"]["0"]["core"].update(out_dims=[2, 2, "x"]), "malformed"),
-        (lambda c: c["declaration"]["children"]["0"]["core"].update(dtype="int64"), "malformed"),
-        (lambda c: c["declaration"]["children"]["0"]["core"].update(out_dims=[10**9] * 3), "more numbers than"),
-        (lambda c: c["declaration"]["children"]["0"]["core"].update(out_dims=[-(10**9)] * 3), "positive"),
-        (lambda c: c["declaration"]["children"]["0"]["core"].update(out_dims=[4, 2, 2]), "impossible layer"),
-        (lambda c: c["declaration"]["children"]["0"].update(out_features=10**12), "more numbers than"),
-        (lambda c: c["declaration"]["children"]["0"]["output_circuit"].update(wire_dims=[4096, 2, 2]), "more numbers than|large gate|impossible layer"),
-        (lambda c: c["declaration"]["children"]["0"]["output_circuit"].update(layers=[[["cnot", [0]]]]), "no description"),
-        (lambda c: c.update(declaration={"type": "Linear", "options": dict(in_features=10**6, out_features=10**6, bias=True)}), "more numbers"),
-        (lambda c: c.update(declaration={"type": "Linear", "options": dict(in_features=-4, out_features=-4, bias=True)}), "."),
-        (lambda c: c.update(declaration={"type": "LayerNorm", "options": dict(normalized_shape=[10**6] * 3, eps=1.0, elementwise_affine=True, bias=True)}), "more numbers"),
-        (lambda c: c.update(declaration={"type": "ReLU", "options": {"hook": 1}}), "ReLU takes"),
-        (lambda c: c.update(declaration={"type": "ReLU", "options": {}}), "does not fit the model; surplus"),
+        (layer({"bias": False}), "does not fit the model; surplus: 0.bias"),
+        (core(bond_dims=[2]), "malformed"),
+        (core(bond_dims=[0, 1]), "positive"),
+        (core(out_dims=[2, 2, "x"]), "malformed"),
+        (core(dtype="int64"), "malformed"),
+        (core(out_dims=[10**9] * 3), "more numbers than"),
+        (core(out_dims=[-(10**9)] * 3), "positive"),
+        (core(out_dims=[4, 2, 2]), "impossible layer"),
+        (layer({"out_features": 10**12}), "more numbers than"),
+        (circuit(wire_dims=[4096, 2, 2]), "more numbers than|large gate|impossible layer"),
+        (circuit(layers=[[["cnot", [0]]]]), "no description"),
+        (declare("Linear", in_features=10**6, out_features=10**6, bias=True), "more numbers"),
+        (declare("Linear", in_features=-4, out_features=-4, bias=True), "."),
+        (
+            declare("LayerNorm", normalized_shape=[10**6] * 3, eps=1.0, elementwise_affine=True, bias=True),
+            "more numbers",
+        ),
+        (declare("ReLU", hook=1), "ReLU takes"),
+        (declare("ReLU"), "does not fit the model; surplus"),
     ],
-)  # fmt: skip
+)
 def test_hostile_or_newer_configurations_are_refused(tmp_path, change, message):
     saved(tmp_path)
     rewrite(tmp_path, change)
@@ -258,14 +288,13 @@ def test_a_deeply_nested_declaration_is_refused(tmp_path):
 
 def test_missing_and_wrong_tensors_are_named(tmp_path):
     save_pretrained(Custom(), tmp_path)
+    more, wider = Custom(), Custom()
+    more.third = nn.Parameter(torch.zeros(1))
+    wider.second = nn.Linear(9, 8)
     with pytest.raises(FileFormatError, match="missing: third"):
-        architecture = Custom()
-        architecture.third = nn.Parameter(torch.zeros(1))
-        load_pretrained(tmp_path, architecture)
-    with pytest.raises(FileFormatError, match="of another shape: second.weight"):
-        architecture = Custom()
-        architecture.second = nn.Linear(9, 8)
-        load_pretrained(tmp_path, architecture)
+        load_pretrained(tmp_path, more)
+    with pytest.raises(FileFormatError, match=r"of another shape: second\.weight"):
+        load_pretrained(tmp_path, wider)
     save_pretrained(tensorize(Custom(), ["first"]), tmp_path)
     with pytest.raises(InvalidInputError, match="no layer 'first'"):
         load_pretrained(tmp_path, nn.Sequential(nn.Linear(8, 8)))

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -232,7 +233,7 @@ def test_more_parameters_never_cost_accuracy():
     errors = [
         float(torch.dist(MPO.from_dense(weight, max_parameters=n).to_dense(), weight)) for n in range(16, 600, 40)
     ]
-    assert all(later <= earlier + 1e-12 for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later <= earlier + 1e-12 for earlier, later in pairwise(errors))
 
 
 def test_unreachable_parameter_limit_says_what_is_least():
@@ -563,7 +564,7 @@ def test_places_out_of_range_and_wrong_vectors_are_refused():
             mpo.schmidt_values(bad)
     with pytest.raises(InvalidInputError, match="must have 5 entries"):
         mpo.apply(torch.ones(4, dtype=torch.float64))
-    with pytest.raises(InvalidInputError, match="use mpo.apply"):
+    with pytest.raises(InvalidInputError, match=r"use mpo\.apply"):
         mpo @ torch.ones(3, 5, dtype=torch.float64)
     with pytest.raises(InvalidInputError, match="same legs"):
         mpo + random_mpo()

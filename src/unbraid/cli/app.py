@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from unbraid.cli.arguments import load_data, load_model, load_rows, split_targets
-from unbraid.cli.display import console, errors, print_table, shown
+from unbraid.cli.display import console, errors, print_facts, print_table, shown
 from unbraid.ground.errors import UnbraidError
 
 app = typer.Typer(
@@ -70,7 +71,7 @@ def demo(out: Out = Path("unbraid-demo"), seed: Seed = 0, quiet: Quiet = False) 
 
     with shown(quiet):
         report = run_demo(out, seed=seed)
-    _finish(report.table(), out, quiet, "8x8 digits, from a dense network to circuits")
+    _finish(report.table(), out, quiet, facts=report.facts())
 
 
 @app.command()
@@ -105,7 +106,7 @@ def scan(
         title=f"Scan of {model}", layers=[layer.to_dict() for layer in found], manifest=build_manifest(), status="done"
     )
     report.save(out)
-    _finish([(*head, "entropy / maximum"), *rows], out, quiet, None)
+    _finish([(*head, "entropy / maximum"), *rows], out, quiet)
     if not quiet:
         for layer in found:
             console.print(f"{escape(layer.name)}: {layer.verdict}.", highlight=False)
@@ -154,7 +155,7 @@ def compress(
         save_pretrained(after, place / "model")
         report = steps.report(f"Compression of {model}")
         report.save(place)
-    _finish(report.table(), out, quiet, None)
+    _finish(report.table(), out, quiet, facts=report.facts())
 
 
 @app.command()
@@ -220,7 +221,7 @@ def disentangle(
         }
         report = steps.report(f"Disentangling of {model}", {"disentangling": overlaps})
         report.save(place)
-    _finish(report.table(), out, quiet, None)
+    _finish(report.table(), out, quiet, facts=report.facts())
     if not quiet:
         for name, result in results.items():
             ceiling = "unknown" if result.ceiling is None else f"{result.ceiling:.4f}"
@@ -264,7 +265,7 @@ def run(
     with shown(quiet):
         report = evaluate(hybrid, (x, y), name=f"{model} on {data}")
     report.save(place)
-    _finish(report.table(), out, quiet, None)
+    _finish(report.table(), out, quiet, facts=report.facts())
 
 
 @app.command()
@@ -279,7 +280,7 @@ def export(
 
     with shown(quiet):
         rows = export_model(load_model(model, weights), out)
-    _finish(rows, out, quiet, None, page=False)
+    _finish(rows, out, quiet, page=False)
 
 
 @app.command()
@@ -295,7 +296,7 @@ def reproduce(
 
     with shown(quiet):
         rows = remake(name, out, seeds=seeds, workers=workers)
-    _finish(rows, out / f"{name}.md", quiet, None, page=False)
+    _finish(rows, out / f"{name}.md", quiet, page=False)
 
 
 def main() -> None:
@@ -326,8 +327,16 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _finish(rows: list[tuple[str, ...]], out: Path, quiet: bool, title: str | None, *, page: bool = True) -> None:
+def _finish(
+    rows: list[tuple[str, ...]],
+    out: Path,
+    quiet: bool,
+    *,
+    facts: Sequence[tuple[str, str]] = (),
+    page: bool = True,
+) -> None:
     if not quiet:
-        print_table(rows, title=title)
+        print_table(rows)
+        print_facts(facts)
     target = (out / "report.html" if page else out).resolve()
     console.print(str(target) if quiet else f"Written: {target}", highlight=False, soft_wrap=True, markup=False)

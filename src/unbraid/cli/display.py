@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -55,11 +57,19 @@ def shown(quiet: bool) -> Iterator[None]:
         yield
 
 
-def print_table(rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
-    """Print rows as a table, the first row as its head; numbers to the right."""
-    table = Table(title=title, title_justify="left")
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows as a table, the first row as its head; columns of numbers to the right."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for number, head in enumerate(rows[0]):
-        table.add_column(head, justify="left" if number == 0 else "right", overflow="fold")
+        numeric = all(row[number][:1] in "0123456789-–" for row in rows[1:])
+        table.add_column(head, justify="right" if numeric else "left", overflow="fold")
     for row in rows[1:]:
-        table.add_row(*row)
+        table.add_row(*(escape(cell) for cell in row))
     console.print(table)
+
+
+def print_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """Print (name, value) pairs, one a line."""
+    width = max((len(name) for name, _ in facts), default=0)
+    for name, value in facts:
+        console.print(f"{name.ljust(width)}  {value}", highlight=False, markup=False, soft_wrap=True)

@@ -111,14 +111,21 @@ class MPO:
         legs = [o * i for o, i in zip(outs, ins, strict=True)]
         if max_parameters is not None and max_parameters < sum(legs):
             raise InvalidInputError(
-                f"max_parameters must be at least {sum(legs)}, the entries with all bonds 1 on the legs {outs} x {ins}; got "
-                f"{max_parameters}. Allow more, or choose other legs."
+                f"max_parameters must be at least {sum(legs)}, the entries with all bonds 1 on the legs {outs} x {ins}"
+                f"; got {max_parameters}. Allow more, or choose other legs."
             )
         peak = float(weight.detach().abs().max())
         if peak > 0 and not 1e-100 < peak < 1e100:  # squares would leave the range of float64
             factor = 2.0 ** math.floor(math.log2(peak))
-            limits = {"max_bond": max_bond, "rel_error": rel_error, "max_parameters": max_parameters}
-            return cls.from_dense(weight.detach() / factor, outs, ins, **limits) * factor
+            scaled = cls.from_dense(
+                weight.detach() / factor,
+                outs,
+                ins,
+                max_bond=max_bond,
+                rel_error=rel_error,
+                max_parameters=max_parameters,
+            )
+            return scaled * factor
         exact = weight.detach().to(torch.complex128 if weight.is_complex() else torch.float64)
         tensor = _interleave(pad(exact, (0, math.prod(ins) - columns, 0, math.prod(outs) - rows)), outs, ins)
 
@@ -474,7 +481,7 @@ def _spread_scale(cores: Sequence[Tensor], log_norm: Tensor) -> chain.Chain:
 def _lowered(
     cores: chain.Chain, tensor: Tensor, legs: Sequence[int], allowed: Callable[[chain.Chain], bool], *, anew: bool
 ) -> chain.Chain:
-    """Lower the ranks until truncating a bond of the chain, or decomposing ``tensor`` anew with one rank less, will not do."""
+    """Lower ranks until truncating a bond of the chain, or decomposing ``tensor`` anew with one rank less, fails."""
     if not anew:
         return chain.lower_ranks(cores, allowed)
     whole, log_norm = chain.canonicalize(chain.split(tensor, legs), 0)

@@ -1,0 +1,288 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from unbraid.cli import main
+from unbraid.nn import load_pretrained, save_pretrained, tensorize
+from unbraid.recipes.models import digits_mlp
+
+FACTORIES = """
+import torch
+from torch import nn
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+
+def with_value(value):
+    model = small()
+    with torch.no_grad():
+        model[0].weight[3, 5] = value
+    return model
+
+def nan():
+    return with_value(float("nan"))
+
+def inf():
+    return with_value(float("inf"))
+
+def zero():
+    model = small()
+    nn.init.zeros_(model[2].weight)
+    return model
+
+def no_rows():
+    return nn.Sequential(nn.Linear(4, 0))
+
+def no_layers():
+    return nn.Sequential(nn.ReLU())
+
+def raises():
+    raise ValueError("boom")
+
+def number():
+    return 3
+"""
+
+
+@pytest.fixture
+def factories(tmp_path, monkeypatch):
+    name = f"factories_{abs(hash(tmp_path))}"
+    (tmp_path / f"{name}.py").write_text(FACTORIES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return name
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["unbraid", *[str(argument) for argument in arguments]])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def last_line(error):
+    """What stands after the progress bars."""
+    return error.strip().splitlines()[-1]
+
+
+def files_below(folder):
+    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [
+        ("nan", ("NaN", "'0'")),
+        ("inf", ("finite", "'0'")),
+        ("zero", ("all zeros", "'2'")),
+        ("no_rows", ("empty", "'0'")),
+        ("no_layers", ("No Linear", "'all-linear'")),
+        ("raises", ("ValueError", "boom")),
+        ("number", ("nn.Module", "int")),
+        ("missing", ("Cannot find the factory",)),
+    ],
+)
+@pytest.mark.parametrize("verb", ["scan", "compress"])
+def test_bad_models_give_one_clear_message_and_no_files(run, factories, tmp_path, verb, factory, words):
+    out = tmp_path / "out"
+    code, _, error = run(verb, f"{factories}:{factory}", "--out", out)
+    assert code == 1
+    assert last_line(error).startswith("Error:")
+    assert all(word in error for word in words)
+    assert "Traceback" not in error
+    assert not out.exists() or files_below(out) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("frobnicate",),
+        ("demo", "--nope"),
+        ("demo", "--seed", "many"),
+        ("scan",),
+        ("run", "somewhere", "digits", "--readout", "guess"),
+        ("compress", "m", "--max-bond", "1.5"),
+    ],
+)
+def test_unknown_verbs_options_and_values_exit_with_2(run, arguments):
+    code, _, error = run(*arguments)
+    assert code == 2
+    assert "Traceback" not in error
+    assert error.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("--targets", "nothing_here"), "matches the target"),
+        (("--targets", "("), "regular expression"),
+        (("--rel-error", "7"), "rel_error"),
+        (("--max-bond", "0"), "max_bond"),
+        (("--budget", "2"), "budget"),
+        (("--data", "imagenet"), "digits"),
+        (("--data", "digits", "--epochs", "0"), "epochs"),
+        (("--data", "digits", "--lr", "-1"), "lr"),
+        (("--data", "mnist", "--data-dir", "not/there"), "not/there"),
+    ],
+)
+def test_values_out_of_range_give_one_clear_message(run, factories, tmp_path, arguments, word):
+    code, _, error = run("compress", f"{factories}:small", "--out", tmp_path / "out", *arguments)
+    assert code == 1
+    assert last_line(error).startswith("Error:")
+    assert word in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("verb", ["scan", "compress", "demo"])
+def test_an_out_that_cannot_be_written_to_is_refused_before_work(run, factories, tmp_path, verb):
+    blocker = tmp_path / "file"
+    blocker.write_text("not a folder")
+    start = time.monotonic()
+    model = [] if verb == "demo" else [f"{factories}:small"]
+    code, _, error = run(verb, *model, "--out", blocker / "out")
+    assert code == 1
+    assert "Cannot write" in error
+    assert blocker.read_text() == "not a folder"
+    assert time.monotonic() - start < 30  # the demo itself was not run
+
+
+def test_broken_model_folders_give_one_clear_message(run, tmp_path):
+    folder = save_pretrained(digits_mlp(), tmp_path / "model")
+    tensors = folder / "model.safetensors"
+    whole, config = tensors.read_bytes(), (folder / "config.json").read_text()
+
+    tensors.write_bytes(whole[: len(whole) // 2])
+    code, _, error = run("scan", folder, "--out", tmp_path / "out")
+    assert code == 1
+    assert "truncated" in error
+
+    tensors.write_bytes(whole)
+    newer = json.loads(config) | {"version": 999}
+    (folder / "config.json").write_text(json.dumps(newer))
+    code, _, error = run("scan", folder, "--out", tmp_path / "out")
+    assert code == 1
+    assert "version 999" in error
+
+    (folder / "config.json").write_text("{")
+    code, _, error = run("scan", folder, "--out", tmp_path / "out")
+    assert code == 1
+    assert "JSON" in error
+    assert tensors.read_bytes() == whole
+    assert not (tmp_path / "out").exists() or files_below(tmp_path / "out") == []
+
+    code, _, error = run("scan", tmp_path / "nowhere")
+    assert code == 1
+    assert "neither a folder" in error
+
+
+def test_the_verbs_carry_a_model_from_dense_to_circuits(run, tmp_path):
+    save_pretrained(digits_mlp(), tmp_path / "dense")
+    code, out, error = run("scan", tmp_path / "dense", "--out", tmp_path / "scan")
+    assert (code, "hidden" in out) == (0, True), error
+    assert len(json.loads((tmp_path / "scan/report.json").read_text())["layers"]) == 2
+
+    options = ["--targets", "hidden", "--max-bond", "2", "--sites", "qubits", "--data", "digits", "--epochs", "3"]
+    code, _, error = run("compress", tmp_path / "dense", *options, "--out", tmp_path / "mpo")
+    assert code == 0, error
+    report = json.loads((tmp_path / "mpo/report.json").read_text())
+    assert report["accuracy"]["healed"] > report["accuracy"]["MPO"]
+
+    options = ["--depth", "1", "--max-sweeps", "5", "--data", "digits", "--epochs", "2", "--quiet"]
+    code, out, error = run("disentangle", tmp_path / "mpo/model", *options, "--out", tmp_path / "circuits")
+    assert code == 0, error
+    assert out.strip() == str((tmp_path / "circuits/report.html").resolve())
+    layer = json.loads((tmp_path / "circuits/report.json").read_text())["extra"]["disentangling"]["hidden"]
+    assert 0 < layer["overlap"] <= layer["ceiling"] + 1e-9
+
+    model = tmp_path / "circuits/model"
+    code, out, error = run("run", model, "digits", "--shots", "1000", "--images", "20", "--out", tmp_path / "run")
+    assert code == 0, error
+    assert out.index("two-qubit gates in all") < out.index("accuracy")  # the cost comes first
+    cost = json.loads((tmp_path / "run/report.json").read_text())["cost"]
+    assert (cost["circuits"], cost["shots"]) == (80, 40_000)  # 20 images, 2 stages, 2 circuits, 1,000 shots a stage
+
+    code, out, error = run("export", model, "--out", tmp_path / "export")
+    assert code == 0, error
+    names = ["hidden.core.safetensors", "hidden.input.qasm", "hidden.output.qasm", "hidden.qpy"]
+    assert files_below(tmp_path / "export") == names
+    assert (tmp_path / "export/hidden.input.qasm").read_text().startswith("OPENQASM 3")
+
+
+def test_an_ansatz_of_the_grammar_can_be_given(run, tmp_path):
+    network = tensorize(digits_mlp(), ["hidden"], max_bond=2, sites="qubits")
+    save_pretrained(network, tmp_path / "mpo")
+    options = ["--ansatz", "1b+cnot+1b", "--max-sweeps", "3", "--out", tmp_path / "out"]
+    code, _, error = run("disentangle", tmp_path / "mpo", *options)
+    assert code == 0, error
+    layer = load_pretrained(tmp_path / "out/model").get_submodule("hidden")
+    assert layer.input_circuit.cnot_count == 3
+    code, _, error = run("disentangle", tmp_path / "mpo", "--ansatz", "1b+nope", "--out", tmp_path / "out2")
+    assert code == 1
+    assert "character 4" in error
+
+
+def test_a_folder_loads_into_an_architecture_of_ones_own(run, factories, tmp_path):
+    class Custom(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = digits_mlp()
+
+        def forward(self, x):
+            return self.inner(x)
+
+    (tmp_path / "custom_model.py").write_text(
+        "from torch import nn\nfrom unbraid.recipes.models import digits_mlp\n"
+        "class Custom(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.inner = digits_mlp()\n    def forward(self, x):\n        return self.inner(x)\n"
+    )
+    save_pretrained(tensorize(Custom(), ["hidden"], max_bond=2, sites="qubits"), tmp_path / "saved")
+    code, _, error = run("scan", tmp_path / "saved", "--out", tmp_path / "out")
+    assert code == 1
+    assert "architecture" in error
+    code, out, error = run("scan", f"{tmp_path / 'saved'}@custom_model:Custom", "--out", tmp_path / "out")
+    assert (code, "inner.hidden" in out) == (0, True), error
+
+
+def test_weights_of_a_factory_come_from_safetensors(run, factories, tmp_path):
+    from safetensors.torch import save_file
+
+    weights = tmp_path / "w.safetensors"
+    save_file(digits_mlp(3).state_dict(), weights)
+    arguments = ["scan", "unbraid.recipes.models:digits_mlp", "--weights", weights, "--out", tmp_path / "out"]
+    code, _, error = run(*arguments)
+    assert code == 0, error
+    save_file({"other": torch.zeros(2)}, weights)
+    code, _, error = run(*arguments)
+    assert code == 1
+    assert "does not fit" in error
+
+
+def test_an_interrupt_stops_cleanly(tmp_path):
+    command = [sys.executable, "-m", "unbraid", "demo", "--out", str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        limit = time.monotonic() + 60
+        while not (tmp_path / "out").exists() and time.monotonic() < limit:
+            time.sleep(0.1)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Interrupted" in error
+    assert "Traceback" not in error
+    assert files_below(tmp_path / "out") == []
