@@ -116,7 +116,7 @@ def test_bad_models_give_one_clear_message_and_no_files(run, factories, tmp_path
         ("demo", "--nope"),
         ("demo", "--seed", "many"),
         ("scan",),
-        ("run", "somewhere", "digits", "--readout", "guess"),
+        ("run", "somewhere", "--data", "digits", "--readout", "guess"),
         ("compress", "m", "--max-bond", "1.5"),
     ],
 )
@@ -211,7 +211,9 @@ def test_the_verbs_carry_a_model_from_dense_to_circuits(run, tmp_path):
     assert 0 < layer["overlap"] <= layer["ceiling"] + 1e-9
 
     model = tmp_path / "circuits/model"
-    code, out, error = run("run", model, "digits", "--shots", "1000", "--images", "20", "--out", tmp_path / "run")
+    code, out, error = run(
+        "run", model, "--data", "digits", "--shots", "1000", "--images", "20", "--out", tmp_path / "run"
+    )
     assert code == 0, error
     assert out.index("two-qubit gates in all") < out.index("accuracy")  # the cost comes first
     cost = json.loads((tmp_path / "run/report.json").read_text())["cost"]
@@ -275,7 +277,12 @@ def test_weights_of_a_factory_come_from_safetensors(run, factories, tmp_path):
 
 def test_an_interrupt_stops_cleanly(tmp_path):
     command = [sys.executable, "-m", "unbraid", "demo", "--out", str(tmp_path / "out")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+
+    def heed_interrupts():  # a shell in the background starts its children deaf to them
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed_interrupts) as process:
         limit = time.monotonic() + 60
         while not (tmp_path / "out").exists() and time.monotonic() < limit:
             time.sleep(0.1)

@@ -298,3 +298,16 @@ def test_missing_and_wrong_tensors_are_named(tmp_path):
     save_pretrained(tensorize(Custom(), ["first"]), tmp_path)
     with pytest.raises(InvalidInputError, match="no layer 'first'"):
         load_pretrained(tmp_path, nn.Sequential(nn.Linear(8, 8)))
+
+
+def test_a_model_that_the_file_does_not_fit_stays_as_it_was(tmp_path):
+    class Wide(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 8), nn.Linear(8, width)
+
+    save_pretrained(tensorize(Wide(4), ["first"], max_bond=2, sites="qubits"), tmp_path)
+    other = Wide(5)
+    with pytest.raises(FileFormatError, match=r"of another shape: second\.weight"):
+        load_pretrained(tmp_path, other)
+    assert type(other.first) is nn.Linear

@@ -244,3 +244,18 @@ def test_scan_refuses_what_it_cannot_run():
     nn.init.zeros_(zero.weight)
     with pytest.raises(InvalidInputError, match="all zeros"):
         scan(zero)
+
+
+def test_a_name_of_a_list_that_matches_nothing_is_an_error_even_beside_one_that_does():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    with pytest.raises(InvalidInputError, match="'typo'"):
+        tensorize(model, ["0", "typo"])
+
+
+def test_frozen_layers_stay_frozen():
+    model = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 4))
+    found = tensorize(model, "all-linear", sites="qubits")
+    assert not any(parameter.requires_grad for parameter in found[0].parameters())
+    assert all(parameter.requires_grad for parameter in found[1].parameters())
+    circuits = disentangle_layers(found, ["0"], 1, max_sweeps=2)
+    assert not any(parameter.requires_grad for parameter in circuits[0].parameters())

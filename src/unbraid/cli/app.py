@@ -17,6 +17,8 @@ from unbraid.cli.arguments import load_data, load_model, load_rows, split_target
 from unbraid.cli.display import console, errors, print_facts, print_table, shown
 from unbraid.ground.errors import UnbraidError
 
+INTERRUPTED = 130  # as shells count a command that Ctrl-C ended
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -302,24 +304,24 @@ def reproduce(
 def main() -> None:
     """Entry point: one clear message and an exit code that is not 0 for everything that can go wrong."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except UnbraidError as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
-        _fail("Interrupted.", 130)
-    except SystemExit:
-        raise
+        code = INTERRUPTED
+    except typer.Abort:
+        code = INTERRUPTED
     except Exception as error:
-        code = getattr(error, "exit_code", None)
         show = getattr(error, "show", None)
-        if type(error).__name__ == "Abort":
-            _fail("Interrupted.", 130)
-        if callable(show) and isinstance(code, int):  # a usage error of the command-line library
+        if callable(show):  # a usage error: the command-line library knows how to explain it
             show()
-            sys.exit(code)
+            sys.exit(getattr(error, "exit_code", 2))
         if os.environ.get("UNBRAID_DEBUG"):
             traceback.print_exc()
         _fail(f"Unexpected {type(error).__name__}: {error}\nSet UNBRAID_DEBUG=1 to see where it happened.", 70)
+    if code == INTERRUPTED:
+        _fail("Interrupted; what was finished is kept.", INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str, code: int) -> None:

@@ -97,6 +97,8 @@ def optimize(
     while run.status == "running":
         if len(run.history) >= max_sweeps:
             run.status = "out_of_sweeps"
+            if save is not None:
+                save(run)
             break
         swept = engine.sweep(run.current)
         gain = swept.overlap - run.accepted.overlap

@@ -85,7 +85,7 @@ def load_pretrained(directory: str | os.PathLike[str], model: nn.Module | None =
     Args:
         directory: with ``config.json`` and ``model.safetensors``.
         model: the original architecture (its linear layers in place), where the file does not declare the whole model.
-            It is changed and returned.
+            It is changed and returned, unless the file does not fit: then it stays as it was.
 
     Returns:
         The model in evaluation mode.
@@ -126,8 +126,9 @@ def load_pretrained(directory: str | os.PathLike[str], model: nn.Module | None =
             raise InvalidInputError(
                 f"The model has no layer {missing[0]!r}, which {place} replaces. Pass the same architecture."
             )
-        replacements = {modules[name]: build_layer(layer) for name, layer in configuration.layers.items()}
-        model = replace_modules(model, replacements)
+        built = {name: build_layer(layer) for name, layer in configuration.layers.items()}
+        _check_names(model, built, state, place)  # before anything is changed
+        model = replace_modules(model, {modules[name]: layer for name, layer in built.items()})
     _load_state(model, state, place)
     return model.eval()
 
@@ -154,10 +155,14 @@ def _dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def _load_state(model: nn.Module, state: dict[str, Tensor], place: Path) -> None:
-    expected = model.state_dict()
+def _check_names(model: nn.Module, built: dict[str, nn.Module], state: dict[str, Tensor], place: Path) -> None:
+    """Whether names and shapes in the file are those of ``model`` once the ``built`` layers stand in it."""
+    inside = tuple(f"{name}." if name else "" for name in built)
+    expected = {name: t.shape for name, t in model.state_dict().items() if not inside or not name.startswith(inside)}
+    for name, layer in built.items():
+        expected |= {f"{name}.{key}" if name else key: tensor.shape for key, tensor in layer.state_dict().items()}
     missing, surplus = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
-    wrong = [name for name in expected if name in state and expected[name].shape != state[name].shape]
+    wrong = [name for name in expected if name in state and expected[name] != state[name].shape]
     if missing or surplus or wrong:
         parts = [
             f"{label}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
@@ -165,6 +170,10 @@ def _load_state(model: nn.Module, state: dict[str, Tensor], place: Path) -> None
             if names
         ]
         raise FileFormatError(f"{place / TENSORS_NAME} does not fit the model; {'; '.join(parts)}.")
+
+
+def _load_state(model: nn.Module, state: dict[str, Tensor], place: Path) -> None:
+    _check_names(model, {}, state, place)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name in state:  # the numbers come back in the dtype in which they were saved
             tensor.data = tensor.data.to(state[name].dtype)

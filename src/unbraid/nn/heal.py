@@ -117,7 +117,9 @@ def heal(
         problem = problem_hash(
             {
                 "model": hash_tensors(*model.state_dict().values()),
-                "data": train.identity,
+                "data": [train.identity, None if validation is None else validation.identity],
+                "teacher": None if teacher is None else hash_tensors(*teacher.state_dict().values()),
+                "loss": getattr(loss, "__qualname__", None if loss is None else type(loss).__qualname__),
                 "run": [
                     epochs,
                     lr,

@@ -49,10 +49,11 @@ def match_layers(
     else:
         wanted = list(targets)
         found = {
-            name: module
-            for name, module in candidates.items()
-            if any(name == suffix or name.endswith(f".{suffix}") for suffix in wanted)
+            name: module for name, module in candidates.items() if any(_ends_with(name, suffix) for suffix in wanted)
         }
+        idle = [suffix for suffix in wanted if not any(_ends_with(name, suffix) for name in found)]
+        if found and idle:
+            raise InvalidInputError(f"The target {idle[0]!r} matches no layer, though others do. Correct or drop it.")
     if not found:
         names = ", ".join(repr(name) for name in list(candidates)[:20]) or "none"
         kinds_text = " or ".join(kind.__name__ for kind in kinds)
@@ -61,6 +62,10 @@ def match_layers(
             "Give a name, a list of name endings, a regular expression, or 'all-linear'."
         )
     return found
+
+
+def _ends_with(name: str, suffix: str) -> bool:
+    return name == suffix or name.endswith(f".{suffix}")
 
 
 def check_weight(weight: Tensor, name: str) -> None:
@@ -239,7 +244,10 @@ def _replace(
     replacements: dict[nn.Module, nn.Module] = {}
     with torch.no_grad():
         for name, layer in progress.track(layers.items(), description, len(layers)):
-            replacements[layer] = convert(name, layer).train(layer.training)
+            new = convert(name, layer).train(layer.training)
+            if not any(parameter.requires_grad for parameter in layer.parameters()):
+                new.requires_grad_(False)  # a frozen layer stays frozen
+            replacements[layer] = new
     if not inplace:
         memo: dict[int, Any] = {id(layer): new for layer, new in replacements.items()}  # swapped while copying
         return copy.deepcopy(model, memo)
