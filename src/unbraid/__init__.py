@@ -105,7 +105,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_ORIGIN[name]), name)
         globals()[name] = value
         return value
-    if name in ("circuits", "ground", "nn", "quantum", "recipes", "report", "tensors"):
+    if name in ("circuits", "disentangling", "ground", "nn", "quantum", "recipes", "report", "tensors"):
         return importlib.import_module(f"unbraid.{name}")
     raise AttributeError(f"module 'unbraid' has no attribute {name!r}")
 

@@ -201,7 +201,7 @@ def test_the_verbs_carry_a_model_from_dense_to_circuits(run, tmp_path):
     code, _, error = run("compress", tmp_path / "dense", *options, "--out", tmp_path / "mpo")
     assert code == 0, error
     report = json.loads((tmp_path / "mpo/report.json").read_text())
-    assert report["accuracy"]["healed"] > report["accuracy"]["MPO"]
+    assert report["accuracy"]["healed"] > report["accuracy"]["mpo"]
 
     options = ["--depth", "1", "--max-sweeps", "5", "--data", "digits", "--epochs", "2", "--quiet"]
     code, out, error = run("disentangle", tmp_path / "mpo/model", *options, "--out", tmp_path / "circuits")

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -82,7 +83,8 @@ def test_the_same_seed_gives_the_same_numbers(demo, report, tmp_path):
 def test_finished_seeds_of_a_table_are_kept(tmp_path, monkeypatch):
     from unbraid.recipes import reproduce as module
 
-    title, rows, _ = module.TABLES["digits"]
+    table = module.TABLES["digits"]
+    rows = table.rows
     calls = []
 
     def figures(seed):
@@ -91,16 +93,20 @@ def test_finished_seeds_of_a_table_are_kept(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return {name: {"accuracy": 0.9 + 0.01 * seed, "parameters": 10} for name, _, _ in rows}
 
-    monkeypatch.setitem(module.TABLES, "digits", (title, rows, figures))
+    monkeypatch.setitem(module.TABLES, "digits", dataclasses.replace(table, run=figures))
     with pytest.raises(KeyboardInterrupt):
         reproduce("digits", tmp_path, seeds=3)
     assert not (tmp_path / "digits.json").exists()
-    table = reproduce("digits", tmp_path, seeds=3)
+    printed = reproduce("digits", tmp_path, seeds=3)
     assert calls == [0, 1, 2, 2]
     content = json.loads((tmp_path / "digits.json").read_text())
     assert content["rows"][0]["mean"] == pytest.approx(0.91)
     assert content["rows"][0]["std"] == pytest.approx(0.01)
-    assert len(table) == len(content["rows"]) + 1
+    assert len(printed) == len(content["rows"]) + 1
     assert {row["kind"] for row in content["rows"]} == {"original", "hybrid", "control"}
     assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
     assert "| dense:" in (tmp_path / "digits.md").read_text()
+
+    monkeypatch.setitem(module.TABLES, "digits", dataclasses.replace(table, run=figures, settings={"other": 1}))
+    reproduce("digits", tmp_path, seeds=1)
+    assert calls == [0, 1, 2, 2, 0]  # figures of other settings are not taken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Sequence
@@ -36,8 +37,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars; print on
 TargetsOption = Annotated[
     str, typer.Option(help="'all-linear', a regular expression, or name endings with commas between.")
 ]
-Data = Annotated[
-    str, typer.Option(help="digits, mnist, fashion-mnist, cifar10; for `run` also a safetensors file with x and y.")
+Data = Annotated[str, typer.Option(help="digits, mnist, fashion-mnist, cifar10, or a safetensors file with x and y.")]
+HealData = Annotated[
+    str | None,
+    typer.Option(help="Heal on digits, mnist, fashion-mnist, cifar10, or a safetensors file with x and y."),
 ]
 DataDir = Annotated[Path | None, typer.Option(help="Where the data set's files are.")]
 Size = Annotated[int | None, typer.Option(help="Side that images are scaled to: 8, 16 or 32.")]
@@ -66,13 +69,16 @@ class ExecutorName(StrEnum):
     aer = "aer"
 
 
+SitesOption = Annotated[Sites, typer.Option(help="qubits: one qubit a site, as circuits need; auto: for speed.")]
+
+
 @app.command()
 def demo(out: Out = Path("unbraid-demo"), seed: Seed = 0, quiet: Quiet = False) -> None:
     """Run the main job end to end on bundled 8x8 digits, offline."""
     from unbraid.recipes.demo import run_demo
 
-    with shown(quiet):
-        report = run_demo(out, seed=seed)
+    with shown(quiet) as say:
+        report = run_demo(out, seed=seed, announce=say)
     _finish(report.table(), out, quiet, facts=report.facts())
 
 
@@ -81,15 +87,17 @@ def scan(
     model: Model,
     weights: Weights = None,
     targets: TargetsOption = "all-linear",
-    sites: Sites = Sites.qubits,
+    sites: SitesOption = Sites.qubits,
     out: Out = Path("unbraid-out"),
     quiet: Quiet = False,
 ) -> None:
     """Show which layers are worth compressing and disentangling."""
+    from unbraid.ground.files import make_directory
     from unbraid.ground.manifest import build_manifest
     from unbraid.nn import scan as scan_model
     from unbraid.report import Report
 
+    place = make_directory(out)
     with shown(quiet):
         found = scan_model(load_model(model, weights), targets=split_targets(targets), sites=sites.value)
     head = ("layer", "shape", "qubits", "parameters", *(f"bond at {rank.rel_error:.0%}" for rank in found[0].ranks))
@@ -104,10 +112,8 @@ def scan(
         )
         for layer in found
     ]
-    report = Report(
-        title=f"Scan of {model}", layers=[layer.to_dict() for layer in found], manifest=build_manifest(), status="done"
-    )
-    report.save(out)
+    report = Report(title=f"Scan of {model}", layers=[layer.to_dict() for layer in found], manifest=build_manifest())
+    report.save(place)
     _finish([(*head, "entropy / maximum"), *rows], out, quiet)
     if not quiet:
         for layer in found:
@@ -122,8 +128,8 @@ def compress(
     max_bond: Annotated[int | None, typer.Option(help="Cap of every bond dimension.")] = None,
     rel_error: Annotated[float | None, typer.Option(help="Allowed relative error of a weight.")] = None,
     budget: Annotated[float | None, typer.Option(help="Core entries as a fraction of the weights.")] = None,
-    sites: Sites = Sites.auto,
-    data: Annotated[str | None, typer.Option(help="Heal on: digits, mnist, fashion-mnist or cifar10.")] = None,
+    sites: SitesOption = Sites.auto,
+    data: HealData = None,
     data_dir: DataDir = None,
     size: Size = None,
     download: Download = False,
@@ -152,11 +158,12 @@ def compress(
         )
         steps = Steps(dataset, seed)
         steps.add("before", before)
-        steps.add("MPO", after)
+        steps.add("mpo", after)
         steps.heal("healed", after, epochs, lr, place / "checkpoint")
         save_pretrained(after, place / "model")
         report = steps.report(f"Compression of {model}")
         report.save(place)
+        shutil.rmtree(place / "checkpoint", ignore_errors=True)  # done: nothing is left to resume
     _finish(report.table(), out, quiet, facts=report.facts())
 
 
@@ -164,14 +171,14 @@ def compress(
 def disentangle(
     model: Model,
     weights: Weights = None,
-    targets: TargetsOption = ".*",
+    targets: TargetsOption = "all-linear",
     depth: Annotated[int, typer.Option(help="Layers of two-body SO(4) gates a side.")] = 3,
     ansatz: Annotated[str | None, typer.Option(help="Layer grammar instead, such as '1b+cnot+1b'.")] = None,
     core_bond: Annotated[int, typer.Option(help="Bond dimension of the core.")] = 1,
     core: Annotated[str, typer.Option(help="joint: optimised too; fixed: the paper's truncation.")] = "joint",
     restarts: Annotated[int, typer.Option(help="Runs from different starts.")] = 1,
     max_sweeps: Annotated[int, typer.Option(help="At most so many a run.")] = 1000,
-    data: Annotated[str | None, typer.Option(help="Heal with trainable gates on this data set.")] = None,
+    data: HealData = None,
     data_dir: DataDir = None,
     size: Size = None,
     download: Download = False,
@@ -214,8 +221,8 @@ def disentangle(
         after = disentangle_layers(before, chosen, geometry, results=results, **options)
         steps = Steps(dataset, seed)
         steps.add("before", before)
-        steps.add("disentangled", after)
-        steps.heal("healed with circuits", after, epochs, lr, place / "checkpoint")
+        steps.add("explicit", after)
+        steps.heal("disentangled", after, epochs, lr, place / "checkpoint")
         save_pretrained(after, place / "model")
         overlaps = {
             name: {"overlap": result.overlap, "ceiling": result.ceiling, "status": result.status}
@@ -223,6 +230,7 @@ def disentangle(
         }
         report = steps.report(f"Disentangling of {model}", {"disentangling": overlaps})
         report.save(place)
+        shutil.rmtree(place / "checkpoint", ignore_errors=True)
     _finish(report.table(), out, quiet, facts=report.facts())
     if not quiet:
         for name, result in results.items():
@@ -253,6 +261,8 @@ def run(
     from unbraid.quantum import AerExecutor, TorchExecutor, estimate_cost, to_quantum
     from unbraid.report import evaluate
 
+    if readout is Readout.exact and executor is not ExecutorName.torch:
+        raise typer.BadParameter("--readout exact is a simulation in torch; use --executor torch, or another readout")
     place = make_directory(out)
     network = load_model(model, weights)
     x, y = load_rows(data, data_dir, seed, size, download)
@@ -278,10 +288,12 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write the circuits of disentangled layers as OpenQASM 3 and QPY, their cores as safetensors."""
+    from unbraid.ground.files import make_directory
     from unbraid.recipes.export import export_model
 
+    place = make_directory(out)
     with shown(quiet):
-        rows = export_model(load_model(model, weights), out)
+        rows = export_model(load_model(model, weights), place)
     _finish(rows, out, quiet, page=False)
 
 
@@ -303,6 +315,7 @@ def reproduce(
 
 def main() -> None:
     """Entry point: one clear message and an exit code that is not 0 for everything that can go wrong."""
+    code: object = None
     try:
         code = app(standalone_mode=False)
     except UnbraidError as error:

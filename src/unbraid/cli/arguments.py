@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from unbraid.ground.errors import InvalidInputError
 from unbraid.ground.files import read_tensors
 from unbraid.nn import load_pretrained
-from unbraid.recipes.datasets import DATASETS, Dataset, load_dataset, load_tensors_dataset
+from unbraid.recipes.datasets import DATASETS, Dataset, load_dataset, load_tensors_dataset, split_tensors_dataset
 
 
 def load_model(name: str, weights: Path | None) -> nn.Module:
@@ -50,11 +50,14 @@ def load_model(name: str, weights: Path | None) -> nn.Module:
 
 
 def load_data(name: str, data_dir: Path | None, seed: int, size: int | None, download: bool) -> Dataset:
-    """A data set of the recipes.
+    """A data set of the recipes, or a safetensors file with ``x`` and ``y``, split by class.
 
     Raises:
         InvalidInputError: if it is unknown or its files are not there.
+        FileFormatError: if a file is damaged.
     """
+    if _is_file(name):
+        return split_tensors_dataset(name, seed=seed)
     return load_dataset(name, data_dir=data_dir, seed=seed, size=size, download=download)
 
 
@@ -65,9 +68,13 @@ def load_rows(name: str, data_dir: Path | None, seed: int, size: int | None, dow
         InvalidInputError: if it is unknown or its files are not there.
         FileFormatError: if a file is damaged.
     """
-    if name not in DATASETS and (name.endswith(".safetensors") or Path(name).is_file()):
+    if _is_file(name):
         return load_tensors_dataset(name)
     return load_data(name, data_dir, seed, size, download).test
+
+
+def _is_file(name: str) -> bool:
+    return name not in DATASETS and (name.endswith(".safetensors") or Path(name).is_file())
 
 
 def split_targets(text: str) -> str | list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.box import SIMPLE_HEAD
@@ -47,14 +47,18 @@ class Bars:
 
 
 @contextmanager
-def shown(quiet: bool) -> Iterator[None]:
-    """Show the progress of everything inside the block, unless ``quiet``."""
+def shown(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Show the progress of everything inside the block, unless ``quiet``; yields what prints a text above the bars."""
     if quiet:
-        yield
+        yield lambda text: None
         return
     bars = Bars()
+
+    def say(text: str) -> None:
+        bars.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     with bars.progress, progress.shown_by(bars):
-        yield
+        yield say
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:

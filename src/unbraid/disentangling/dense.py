@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from unbraid.circuits import Ansatz
@@ -39,6 +40,11 @@ class Gates:
         # One memory layout: products of transposed views round differently, and a checkpoint would not keep the views.
         for name in ("output", "input", "core"):
             object.__setattr__(self, name, [tensor.resolve_conj().contiguous() for tensor in getattr(self, name)])
+
+    def to(self, device: torch.device) -> Gates:
+        """The same on another device."""
+        output, inward, core = ([tensor.to(device) for tensor in side] for side in (self.output, self.input, self.core))
+        return Gates(output, inward, core, self.overlap)
 
 
 class DenseEngine:

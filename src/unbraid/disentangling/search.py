@@ -143,7 +143,7 @@ def _run(
     for depth in depths:
         output, inward = (side.truncated(depth) for side in pair)
         engine = DenseEngine(target, output, inward, mpo.out_dims, mpo.in_dims, fixed_core=fixed is not None)
-        run = saved.load(number, depth)
+        run = saved.load(number, depth, target.device)
         if run is None:
             path = ("disentangle", number, depth)
             gates = Gates(
@@ -151,7 +151,7 @@ def _run(
                 _start_gates(inward, start, stream_seed(seed, *path, "input"), restart, True, previous),
                 fixed if fixed is not None else previous.core if previous is not None else [],
                 0.0,
-            )
+            ).to(target.device)
             if fixed is None and previous is None:
                 gates = Gates(gates.output, gates.input, engine.truncated_core(gates, core_bond), 0.0)
             gates = engine.evaluate(gates)
@@ -314,9 +314,9 @@ class _Checkpoint:
         if path is not None and Path(path).exists():
             self.runs = read_checkpoint(path, problem)
 
-    def load(self, number: int, depth: int) -> Run | None:
+    def load(self, number: int, depth: int, device: torch.device) -> Run | None:
         state = self.runs.get(f"{number}/{depth}")
-        return None if state is None else resumed(Run.from_state(state))
+        return None if state is None else resumed(Run.from_state(state), device)
 
     def save(self, number: int, depth: int, run: Run) -> None:
         if self.path is None:

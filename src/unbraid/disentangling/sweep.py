@@ -65,8 +65,9 @@ class Run:
         return cls(**{**state, "accepted": Gates(**state["accepted"]), "current": Gates(**state["current"])})
 
 
-def resumed(run: Run) -> Run:
-    """A saved run as it goes on: one that its callback stopped is taken up again."""
+def resumed(run: Run, device: torch.device) -> Run:
+    """A saved run as it goes on, on its device: one that its callback stopped is taken up again."""
+    run.accepted, run.current = run.accepted.to(device), run.current.to(device)
     if run.status == "stopped":
         run.status = "converged" if run.quiet >= PATIENCE else "running"
     return run

@@ -185,8 +185,8 @@ def read_checkpoint(path: str | os.PathLike[str], problem: str) -> Any:
         )
     if found != problem:
         raise InvalidInputError(
-            f"{path} belongs to another problem (other data, model or settings). Use its own settings to resume it, "
-            "or another checkpoint place to start anew."
+            f"{path} belongs to another problem (other data, model or settings). Use its own settings to resume it; to "
+            "start anew, delete it or choose another place."
         )
     return _unfold(tree, tensors)
 

@@ -116,7 +116,7 @@ def load_pretrained(directory: str | os.PathLike[str], model: nn.Module | None =
         if configuration.declaration is None:
             raise InvalidInputError(
                 f"The model in {place} is not made of known building blocks alone: pass its original architecture, "
-                "load_pretrained(directory, model=...)."
+                "load_pretrained(directory, model=...), or FOLDER@package.module:factory on the command line."
             )
         model = build_model(configuration.declaration).to(_dtype(configuration.dtype))
     else:

@@ -179,6 +179,33 @@ def load_tensors_dataset(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor]:
     return x, y
 
 
+def split_tensors_dataset(path: str | os.PathLike[str], *, seed: int = 0) -> Dataset:
+    """A user's own data as a data set: a fifth for the test, an eighth of the rest for validation, by class.
+
+    Args:
+        path: a safetensors file, see :func:`load_tensors_dataset`.
+        seed: chooses the parts.
+
+    Raises:
+        FileFormatError: if the file is missing, damaged, or lacks a tensor.
+        InvalidInputError: if its tensors cannot be used, or there are fewer than ten rows.
+    """
+    x, y = load_tensors_dataset(path)
+    if len(y) < 10:
+        raise InvalidInputError(f"{path} has {len(y)} rows: too few to train, validate and test. Give at least ten.")
+    rest, test = stratified_split(y, len(y) // 5, stream(seed, "dataset", "tensors", "test"))
+    left, chosen = stratified_split(y[rest], len(rest) // 8, stream(seed, "dataset", "tensors", "validation"))
+    train, validation = rest[left], rest[chosen]
+    return _dataset(
+        Path(path).name,
+        train=(x[train], y[train]),
+        validation=(x[validation], y[validation]),
+        test=(x[test], y[test]),
+        classes=tuple(str(label) for label in range(int(y.max()) + 1)),
+        provenance=f"{len(y)} rows of the user's; split by class, seed {seed}",
+    )
+
+
 def _load_digits(seed: int, fraction: float) -> Dataset:
     from sklearn.datasets import load_digits
 

@@ -33,7 +33,7 @@ ROWS = (
 
 
 def digits_seed(seed: int) -> dict[str, dict[str, Any]]:
-    """Every row for one seed: test accuracy (a fraction) and parameters of the whole network.
+    """Every row for one seed: test accuracy (a fraction) and trainable scalars of the whole network.
 
     Args:
         seed: of the split, the weights and the circuits.
@@ -58,7 +58,7 @@ def digits_seed(seed: int) -> dict[str, dict[str, Any]]:
     figures = {}
     with torch.no_grad():
         for name, model in models.items():
-            parameters = sum(parameter.numel() for parameter in model.parameters())
+            parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
             figures[name] = {"accuracy": accuracy(model, *networks.data.test), "parameters": parameters}
     return figures
 

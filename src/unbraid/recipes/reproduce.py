@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,37 @@ from unbraid.ground.files import make_directory, problem_hash, read_json, write_
 from unbraid.ground.manifest import build_manifest, versions
 from unbraid.ground.parallel import fan_out, one_thread
 from unbraid.recipes import digits
+from unbraid.recipes.datasets import load_dataset
+from unbraid.recipes.pipeline import Settings
 
-Rows = tuple[tuple[str, str, str], ...]
-SeedFunction = Callable[[int], dict[str, dict[str, Any]]]
 
-TABLES: dict[str, tuple[str, Rows, SeedFunction]] = {
-    "digits": ("8x8 digits, 450 test images", digits.ROWS, digits.digits_seed),
+@dataclass(frozen=True)
+class Table:
+    """A table that can be remade.
+
+    Attributes:
+        title: says the data and the number of test images.
+        rows: (name, kind, description) each.
+        run: the figures of one seed: accuracy and parameters by row.
+        data: what identifies the data of one seed.
+        settings: what the figures depend on besides the seed; kept seeds of other settings are run again.
+    """
+
+    title: str
+    rows: tuple[tuple[str, str, str], ...]
+    run: Callable[[int], dict[str, dict[str, Any]]]
+    data: Callable[[int], dict[str, Any]]
+    settings: dict[str, Any]
+
+
+TABLES = {
+    "digits": Table(
+        "8x8 digits, 450 test images",
+        digits.ROWS,
+        digits.digits_seed,
+        lambda seed: load_dataset("digits", seed=seed).describe(),
+        asdict(Settings()),
+    ),
 }
 
 
@@ -45,13 +71,14 @@ def reproduce(name: str, out: str | os.PathLike[str], *, seeds: int = 5, workers
     require_extra("matplotlib", "report")
     from unbraid.report.plots import plot_rows, save_png
 
-    title, entries, _ = TABLES[name]
+    table = TABLES[name]
+    title = table.title
     place = make_directory(out)
     kept = make_directory(place / f"{name}.seeds")
     tasks = [{"name": name, "seed": seed, "folder": str(kept)} for seed in range(seeds)]
     figures = fan_out(_one_seed, tasks, workers=workers, description=f"{name}, {seeds} seeds")
     rows = []
-    for row, kind, description in entries:
+    for row, kind, description in table.rows:
         accuracies = [figure[row]["accuracy"] for figure in figures]
         rows.append(
             {
@@ -66,19 +93,21 @@ def reproduce(name: str, out: str | os.PathLike[str], *, seeds: int = 5, workers
                 "paper": {"parameters": None, "value": None},
             }
         )
-    manifest = build_manifest(seeds={f"seed {seed}": seed for seed in range(seeds)}, data={"name": title})
+    data = {f"seed {seed}": table.data(seed) for seed in range(seeds)}
+    manifest = build_manifest(seeds={f"seed {seed}": seed for seed in range(seeds)}, data=data)
     write_json(place / f"{name}.json", {"title": title, "rows": rows, "manifest": manifest})
     write_text(place / f"{name}.md", _markdown(title, rows, manifest))
     save_png(place / f"{name}.png", lambda ax: plot_rows(rows, ax=ax))
-    table: list[tuple[str, ...]] = [("network", "kind", "parameters", "accuracy %", "std")]
-    table += [(r["name"], r["kind"], f"{r['parameters']:,}", f"{r['mean']:.2%}", f"{r['std']:.2%}") for r in rows]
-    return table
+    printed: list[tuple[str, ...]] = [("network", "kind", "parameters", "accuracy %", "std")]
+    printed += [(r["name"], r["kind"], f"{r['parameters']:,}", f"{r['mean']:.2%}", f"{r['std']:.2%}") for r in rows]
+    return printed
 
 
 def _one_seed(name: str, seed: int, folder: str) -> dict[str, dict[str, Any]]:
     """The figures of one seed, from its file if an earlier run of the same versions finished it."""
     path = Path(folder) / f"seed-{seed}.json"
-    problem = problem_hash({"name": name, "seed": seed, "versions": versions()})
+    table = TABLES[name]
+    problem = problem_hash({"name": name, "seed": seed, "versions": versions(), "settings": table.settings})
     if path.exists():
         try:
             content = read_json(path)
@@ -87,7 +116,7 @@ def _one_seed(name: str, seed: int, folder: str) -> dict[str, dict[str, Any]]:
         except (FileFormatError, KeyError, TypeError):
             pass  # a damaged or foreign file: the seed is run again
     with one_thread():
-        figures = TABLES[name][2](seed)
+        figures = table.run(seed)
     write_json(path, {"problem": problem, "figures": figures})
     return figures
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection
 
 _STEPS = {
+    "before": "the network as it came",
     "dense": "plain linear layers",
     "mpo": "layers as MPOs",
     "healed": "MPOs after healing",
