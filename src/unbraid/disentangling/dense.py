@@ -18,6 +18,7 @@ from unbraid.circuits.circuit import apply_gate
 from unbraid.circuits.gates import polar
 from unbraid.disentangling.fit import fit_chain
 from unbraid.tensors import chain
+from unbraid.tensors.legs import deinterleave, interleave
 
 
 @dataclass(frozen=True)
@@ -110,15 +111,10 @@ class DenseEngine:
         return chain.canonicalize(cores, len(cores) - 1)[0]
 
     def _flat(self, matrix: Tensor) -> Tensor:
-        n = len(self.out_dims)
-        order = [axis for k in range(n) for axis in (k, n + k)]
-        return matrix.reshape(*self.out_dims, *self.in_dims).permute(order).reshape(-1)
+        return interleave(matrix, self.out_dims, self.in_dims)
 
     def _dense_core(self, core: Sequence[Tensor]) -> Tensor:
-        n = len(self.out_dims)
-        legs = [dim for pair in zip(self.out_dims, self.in_dims, strict=True) for dim in pair]
-        tensor = chain.contract(core).reshape(legs).permute(*range(0, 2 * n, 2), *range(1, 2 * n, 2))
-        return tensor.reshape(self.target.shape)
+        return deinterleave(chain.contract(core), self.out_dims, self.in_dims)
 
 
 def _sweep_side(target: Tensor, start: Tensor, gates: Sequence[Tensor], ansatz: Ansatz) -> list[Tensor]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +15,7 @@ from unbraid.ground.errors import InvalidInputError, UnbraidError, require_finit
 from unbraid.ground.manifest import build_manifest, hash_tensors
 from unbraid.nn.heal import accuracy
 from unbraid.nn.layers import DisentangledLinear, MPOLinear
+from unbraid.nn.modes import keeping_modes
 from unbraid.report.document import Report
 from unbraid.report.drawing import draw_circuit
 
@@ -128,7 +127,7 @@ def _run(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> float:
 
         hook = model.register_forward_hook(check)
         try:
-            with _modes_kept(model):
+            with keeping_modes(model):
                 return accuracy(model, x.to(place), y.to(place), batch_size=batch_size)
         except UnbraidError:
             raise
@@ -136,17 +135,6 @@ def _run(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> float:
             raise InvalidInputError(f"The model cannot run on inputs of shape {tuple(x.shape)}: {error}") from error
         finally:
             hook.remove()
-
-
-@contextmanager
-def _modes_kept(model: nn.Module) -> Iterator[None]:
-    """Training or evaluation mode module by module, since a frozen part may differ from the whole."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _quantum_layers(model: nn.Module) -> dict[str, Any]:

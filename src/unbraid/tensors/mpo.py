@@ -8,7 +8,7 @@ norm of fifty sites overflows float32: the operator is ``exp(log_scale)`` times 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,9 @@ from torch.nn.functional import pad
 from unbraid.ground.errors import InvalidInputError, require_finite
 from unbraid.ground.random import stream
 from unbraid.tensors import chain
+from unbraid.tensors.decompose import check_limits, check_weight, decompose, even, spread_scale
 from unbraid.tensors.entanglement import bond_entropy
+from unbraid.tensors.legs import deinterleave
 from unbraid.tensors.sites import align, check_dims, qubit_sites
 
 
@@ -100,18 +102,18 @@ class MPO:
         Raises:
             InvalidInputError: if ``weight`` is no matrix, is empty or not finite, or legs and limits do not fit.
         """
-        _check_weight(weight)
-        _check_limits(max_bond, rel_error, max_parameters)
+        check_weight(weight)
+        check_limits(max_bond, rel_error, max_parameters)
         rows, columns = weight.shape
         default = qubit_sites(rows, columns)
         outs, ins = align(
             default[0] if out_dims is None else check_dims(out_dims, rows, "out_dims"),
             default[1] if in_dims is None else check_dims(in_dims, columns, "in_dims"),
         )
-        legs = [o * i for o, i in zip(outs, ins, strict=True)]
-        if max_parameters is not None and max_parameters < sum(legs):
+        smallest = sum(o * i for o, i in zip(outs, ins, strict=True))
+        if max_parameters is not None and max_parameters < smallest:
             raise InvalidInputError(
-                f"max_parameters must be at least {sum(legs)}, the entries with all bonds 1 on the legs {outs} x {ins}"
+                f"max_parameters must be at least {smallest}, the entries with all bonds 1 on the legs {outs} x {ins}"
                 f"; got {max_parameters}. Allow more, or choose other legs."
             )
         peak = float(weight.detach().abs().max())
@@ -126,40 +128,10 @@ class MPO:
                 max_parameters=max_parameters,
             )
             return scaled * factor
-        exact = weight.detach().to(torch.complex128 if weight.is_complex() else torch.float64)
-        tensor = _interleave(pad(exact, (0, math.prod(ins) - columns, 0, math.prod(outs) - rows)), outs, ins)
-
-        def rounded(cores: chain.Chain) -> chain.Chain:
-            return [core.to(weight.dtype) for core in cores]
-
-        def error(cores: chain.Chain) -> float:
-            rough = chain.contract([core.to(tensor.dtype) for core in rounded(cores)])
-            return float(torch.linalg.vector_norm(rough - tensor))
-
-        norm = float(torch.linalg.vector_norm(tensor))
-        eps = torch.finfo(weight.dtype).eps
-        allowance = norm * max(4 * eps if rel_error is None else rel_error, 0.0)
-        cores = chain.split(tensor, legs)
-        if norm > 0:
-            values, _ = chain.schmidt_values(cores)
-            bound = rel_error if rel_error is not None else None if max_bond or max_parameters else 4 * eps
-            ranks = chain.choose_ranks(values, legs, max_bond=max_bond, rel_error=bound, max_parameters=max_parameters)
-            cores, log_norm = chain.truncate(cores, ranks)
-            cores = _spread_scale(cores, log_norm)
-        if max_parameters is None and (rel_error is not None or max_bond is None):
-            full = chain.split_exactly(tensor, legs)
-            if error(cores) <= allowance:
-                lowered = _lowered(
-                    cores, tensor, legs, lambda trial: error(_even(trial)) <= allowance, anew=rel_error is not None
-                )
-                cores = _even(lowered)
-            elif max_bond is None and rel_error is not None:
-                cores = full
-            if rel_error is None and [c.shape for c in cores] == [c.shape for c in full]:
-                cores = full
+        cores = decompose(weight.detach(), outs, ins, max_bond, rel_error, max_parameters)
         template = cls.__new__(cls)
         template.out_dims, template.in_dims, template.shape = outs, ins, (rows, columns)
-        return template._like(rounded(cores), 0.0)
+        return template._like(cores, 0.0)
 
     @classmethod
     def random(
@@ -186,7 +158,7 @@ class MPO:
             dtype: of the cores; torch's default if None.
             device: of the cores.
         """
-        _check_limits(max_bond, None, None)
+        check_limits(max_bond, None, None)
         outs, ins = align(out_dims, in_dims)
         check_dims(outs, math.prod(outs), "out_dims")
         check_dims(ins, math.prod(ins), "in_dims")
@@ -239,7 +211,7 @@ class MPO:
 
     def balanced(self) -> MPO:
         """The same operator with the log-scale spread over the cores, all of equal root-mean-square entry."""
-        return self._like(_even(_spread_scale(self._chain(), self.log_scale)), 0.0)
+        return self._like(even(spread_scale(self._chain(), self.log_scale)), 0.0)
 
     def detach(self) -> MPO:
         """The same MPO cut off from the autograd graph."""
@@ -260,7 +232,7 @@ class MPO:
 
     def to_padded_dense(self) -> Tensor:
         """The whole matrix, shape (prod(out_dims), prod(in_dims))."""
-        return self._scaled(_deinterleave(chain.contract(self._chain()), self.out_dims, self.in_dims))
+        return self._scaled(deinterleave(chain.contract(self._chain()), self.out_dims, self.in_dims))
 
     def apply(self, x: Tensor) -> Tensor:
         """``W x`` along the last axis, site by site, without forming ``W``.
@@ -314,7 +286,7 @@ class MPO:
         Raises:
             InvalidInputError: if a limit makes no sense.
         """
-        _check_limits(max_bond, rel_error, None)
+        check_limits(max_bond, rel_error, None)
         cores, log_norm = chain.canonicalize(self._wide_chain(), 0)
         values, _ = chain.schmidt_values(cores)
         eps = torch.finfo(self.dtype).eps
@@ -457,75 +429,6 @@ def sweep(x: Tensor, cores: Sequence[Tensor]) -> Tensor:
         x = matrix @ x.reshape(-1, left * leg, rest)  # (batch and outputs so far, out * right, rest)
         x = x.reshape(-1, right * rest)
     return x.reshape(*batch, math.prod(core.shape[1] for core in cores))  # -1 is ambiguous where a batch is empty
-
-
-def _interleave(matrix: Tensor, outs: Sequence[int], ins: Sequence[int]) -> Tensor:
-    """(out, in) to the flat order out_0, in_0, out_1, in_1, ..."""
-    n = len(outs)
-    order = [axis for k in range(n) for axis in (k, n + k)]
-    return matrix.reshape(*outs, *ins).permute(order).reshape(-1)
-
-
-def _deinterleave(tensor: Tensor, outs: Sequence[int], ins: Sequence[int]) -> Tensor:
-    n = len(outs)
-    legs = [dim for pair in zip(outs, ins, strict=True) for dim in pair]
-    return tensor.reshape(legs).permute(*range(0, 2 * n, 2), *range(1, 2 * n, 2)).reshape(math.prod(outs), -1)
-
-
-def _spread_scale(cores: Sequence[Tensor], log_norm: Tensor) -> chain.Chain:
-    """Put a log-norm back into the cores, equally."""
-    factor = torch.exp(log_norm / len(cores)).to(cores[0].real.dtype if cores[0].is_complex() else cores[0].dtype)
-    return [core * factor for core in cores]
-
-
-def _lowered(
-    cores: chain.Chain, tensor: Tensor, legs: Sequence[int], allowed: Callable[[chain.Chain], bool], *, anew: bool
-) -> chain.Chain:
-    """Lower ranks until truncating a bond of the chain, or decomposing ``tensor`` anew with one rank less, fails."""
-    if not anew:
-        return chain.lower_ranks(cores, allowed)
-    whole, log_norm = chain.canonicalize(chain.split(tensor, legs), 0)
-    again = True
-    while again:
-        cores, again = chain.lower_ranks(cores, allowed), False
-        ranks = [core.shape[2] for core in cores[:-1]]
-        for k, rank in enumerate(ranks):
-            if rank == 1:
-                continue
-            trial = _spread_scale(chain.cut(whole, [r - (j == k) for j, r in enumerate(ranks)]), log_norm)
-            if allowed(trial):
-                cores, again = trial, True
-                break
-    return cores
-
-
-def _even(cores: Sequence[Tensor]) -> chain.Chain:
-    """Cores of equal root-mean-square entry: rounds and trains better than one core with all of the norm."""
-    sizes = [torch.linalg.vector_norm(core) / math.sqrt(core.numel()) for core in cores]
-    if any(float(size.detach()) == 0 for size in sizes):
-        return list(cores)
-    logs = torch.stack([size.log() for size in sizes])
-    factors = torch.exp(logs.mean() - logs)
-    return [core * factor for core, factor in zip(cores, factors, strict=True)]
-
-
-def _check_weight(weight: Tensor) -> None:
-    if not isinstance(weight, Tensor) or weight.dim() != 2:
-        shape = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
-        raise InvalidInputError(f"weight must be a matrix (out, in); got {shape}. Reshape it first.")
-    if weight.numel() == 0:
-        raise InvalidInputError(f"weight must have at least one row and one column; got shape {tuple(weight.shape)}.")
-    if not (weight.is_floating_point() or weight.is_complex()):
-        raise InvalidInputError(f"weight must be floating point or complex; got {weight.dtype}. Convert it first.")
-    require_finite(weight, "weight")
-
-
-def _check_limits(max_bond: int | None, rel_error: float | None, max_parameters: int | None) -> None:
-    for value, name in ((max_bond, "max_bond"), (max_parameters, "max_parameters")):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise InvalidInputError(f"{name} must be a positive integer or None; got {value!r}.")
-    if rel_error is not None and not 0 <= rel_error < 1:
-        raise InvalidInputError(f"rel_error must be at least 0 and below 1; got {rel_error!r}.")
 
 
 def _check_cores(cores: Sequence[Tensor]) -> None:
