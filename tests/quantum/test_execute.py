@@ -6,7 +6,8 @@ from scipy.stats import chi2
 
 from unbraid.circuits import Circuit, brickwall, parse_ansatz
 from unbraid.ground.errors import ExecutionError, InvalidInputError
-from unbraid.quantum.execute import AerExecutor, SamplerExecutor, TorchExecutor, sample_counts
+from unbraid.quantum.execute import TorchExecutor, sample_counts
+from unbraid.quantum.samplers import AerExecutor, SamplerExecutor
 
 qiskit_primitives = pytest.importorskip("qiskit.primitives")
 

@@ -7,8 +7,9 @@ from torch import nn
 from unbraid.circuits import Circuit, brickwall, parse_ansatz
 from unbraid.ground.errors import ExecutionError, InvalidInputError
 from unbraid.nn.layers import DisentangledLinear
-from unbraid.quantum.execute import AerExecutor, SamplerExecutor, TorchExecutor
+from unbraid.quantum.execute import TorchExecutor
 from unbraid.quantum.hybrid import QuantumLinear, to_quantum
+from unbraid.quantum.samplers import AerExecutor, SamplerExecutor
 from unbraid.tensors import MPO
 
 

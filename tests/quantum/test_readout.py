@@ -7,8 +7,9 @@ import torch
 
 from unbraid.circuits import Circuit, brickwall, parse_ansatz
 from unbraid.ground.errors import ExecutionError, InvalidInputError
-from unbraid.quantum.execute import AerExecutor, Execution
+from unbraid.quantum.execute import Execution
 from unbraid.quantum.readout import apply_transposed, read_out, reference_states, solve_reference
+from unbraid.quantum.samplers import AerExecutor
 
 
 def generator(seed: int = 0) -> torch.Generator:

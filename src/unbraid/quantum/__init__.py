@@ -3,9 +3,10 @@
 from unbraid.quantum.convert import from_qasm3, from_qiskit, read_qpy, to_qasm3, to_qiskit, write_qpy
 from unbraid.quantum.cost import Cost, count_gates, estimate_cost
 from unbraid.quantum.encode import Encoded, encode
-from unbraid.quantum.execute import AerExecutor, Execution, SamplerExecutor, TorchExecutor
+from unbraid.quantum.execute import Execution, TorchExecutor
 from unbraid.quantum.hybrid import QuantumLinear, Stage, to_quantum
 from unbraid.quantum.readout import ReadOut, read_out
+from unbraid.quantum.samplers import AerExecutor, SamplerExecutor
 
 __all__ = [
     "AerExecutor",

@@ -18,8 +18,9 @@ from unbraid.ground.errors import InvalidInputError, require_choice
 from unbraid.ground.random import stream
 from unbraid.nn.layers import DisentangledLinear
 from unbraid.quantum.encode import ENCODINGS
-from unbraid.quantum.execute import Executor, SamplerExecutor, TorchExecutor, count_qubits
+from unbraid.quantum.execute import Executor, TorchExecutor, count_qubits
 from unbraid.quantum.readout import READOUTS, read_out
+from unbraid.quantum.samplers import SamplerExecutor
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,8 @@ from unbraid.circuits.circuit import apply_gate
 from unbraid.ground import progress
 from unbraid.ground.errors import ExecutionError, InvalidInputError, require_choice, require_extra, require_finite
 from unbraid.quantum.encode import ENCODINGS
-from unbraid.quantum.execute import (
-    Executor,
-    SamplerExecutor,
-    TorchExecutor,
-    _draw_seed,
-    circuit_key,
-)
+from unbraid.quantum.execute import Executor, TorchExecutor, circuit_key, draw_seed
+from unbraid.quantum.samplers import SamplerExecutor
 
 READOUTS = ("exact", "reference", "tomography")
 SIGNAL = 0.8  # c^2, the share of x in the prepared states; the rest is the reference
@@ -251,7 +246,7 @@ def _tomography(
     if isinstance(executor, TorchExecutor):
         from qiskit.primitives import StatevectorSampler
 
-        seed = executor.seed if generator is None else _draw_seed(generator)
+        seed = executor.seed if generator is None else draw_seed(generator)
         sampler = SamplerExecutor(StatevectorSampler(seed=seed), optimization_level=0)
     elif isinstance(executor, SamplerExecutor):
         sampler = executor

@@ -159,7 +159,7 @@ def _kind(model: nn.Module, is_hybrid: bool) -> str:
 
 
 def _way_of_running(quantum: dict[str, Any]) -> str:
-    from unbraid.quantum.execute import AerExecutor
+    from unbraid.quantum.samplers import AerExecutor
 
     if all(module.readout == "exact" for module in quantum.values()):
         return "exact"
