@@ -44,6 +44,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c '$(SUPPORTED)' || { echo "PYTHON=$(PYTHON) does not run or is not Python 3.11, 3.12 or 3.13." >&2; exit 1; }
 	@rm -f $@
 	"$(PYTHON)" -m venv $(if $(wildcard $@),,--clear) $(VENV) || { echo "$(PYTHON) cannot make virtual environments; Debian and Ubuntu keep that in the package python3-venv." >&2; exit 1; }
+	@echo "Installing into $(VENV): about 2 GB, a minute or two with a good connection ..."
 	@sed '/^torch==/d' constraints.txt > $(VENV)/constraints.txt
 	$(BIN)/python -m pip install -q $(PIP_ARGS) -c $(VENV)/constraints.txt '$(TORCH)'
 	$(BIN)/python -m pip install -q $(PIP_ARGS) -c $(VENV)/constraints.txt hatchling editables

@@ -16,7 +16,7 @@ import torch as torch
 if TYPE_CHECKING:
     from unbraid import nn as nn
     from unbraid.circuits import Ansatz, Circuit, brickwall, parse_ansatz, scaffold
-    from unbraid.disentangling import Disentangled, spectral_ceiling
+    from unbraid.disentangling import Disentangled, disentangle, spectral_ceiling
     from unbraid.nn import disentangle_layers, heal, load_pretrained, merge_back, save_pretrained, scan, tensorize
     from unbraid.quantum import (
         AerExecutor,

@@ -275,3 +275,22 @@ def test_wrong_sizes_and_names_are_refused():
     with pytest.raises(InvalidInputError, match="needs wires of qubits"):
         Circuit(parse_ansatz("cnot", (3, 2)))
     assert fixed_gate("h", (2,)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_circuits_are_those_of_single_precision_rounded(dtype):
+    circuit = Circuit(brickwall(3, 3), "near_identity", seed=2, dtype=torch.float32)
+    half = Circuit(brickwall(3, 3), "near_identity", seed=2, dtype=dtype)
+    assert torch.dist(half.matrix().float(), circuit.matrix()) < 0.1
+    assert torch.dist(circuit.to(dtype).matrix().float(), half.matrix().float()) < 0.1
+
+
+def test_the_dense_path_is_taken_only_for_batches_that_repay_it():
+    wide = Circuit(brickwall(8, 2))
+    run = [step for step in wide.schedule() if isinstance(step, int)]
+    assert not wide._dense_is_cheaper(300, run)
+    assert wide._dense_is_cheaper(2000, run)
+    small = Circuit(brickwall(4, 4))
+    run = [step for step in small.schedule() if isinstance(step, int)]
+    assert not small._dense_is_cheaper(16, run)
+    assert small._dense_is_cheaper(64, run)

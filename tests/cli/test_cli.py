@@ -101,7 +101,8 @@ def files_below(folder):
 @pytest.mark.parametrize("verb", ["scan", "compress"])
 def test_bad_models_give_one_clear_message_and_no_files(run, factories, tmp_path, verb, factory, words):
     out = tmp_path / "out"
-    code, _, error = run(verb, f"{factories}:{factory}", "--out", out)
+    limit = ["--max-bond", "2"] if verb == "compress" else []
+    code, _, error = run(verb, f"{factories}:{factory}", *limit, "--out", out)
     assert code == 1
     assert last_line(error).startswith("Error:")
     assert all(word in error for word in words)
@@ -118,6 +119,8 @@ def test_bad_models_give_one_clear_message_and_no_files(run, factories, tmp_path
         ("scan",),
         ("run", "somewhere", "--data", "digits", "--readout", "guess"),
         ("compress", "m", "--max-bond", "1.5"),
+        ("compress", "m"),
+        ("run", "m", "--data", "digits", "--executor", "aer", "--readout", "exact"),
     ],
 )
 def test_unknown_verbs_options_and_values_exit_with_2(run, arguments):
@@ -142,7 +145,8 @@ def test_unknown_verbs_options_and_values_exit_with_2(run, arguments):
     ],
 )
 def test_values_out_of_range_give_one_clear_message(run, factories, tmp_path, arguments, word):
-    code, _, error = run("compress", f"{factories}:small", "--out", tmp_path / "out", *arguments)
+    limit = [] if set(arguments) & {"--max-bond", "--rel-error", "--budget"} else ["--max-bond", "2"]
+    code, _, error = run("compress", f"{factories}:small", "--out", tmp_path / "out", *limit, *arguments)
     assert code == 1
     assert last_line(error).startswith("Error:")
     assert word in error
@@ -155,7 +159,8 @@ def test_an_out_that_cannot_be_written_to_is_refused_before_work(run, factories,
     blocker.write_text("not a folder")
     start = time.monotonic()
     model = [] if verb == "demo" else [f"{factories}:small"]
-    code, _, error = run(verb, *model, "--out", blocker / "out")
+    limit = ["--max-bond", "2"] if verb == "compress" else []
+    code, _, error = run(verb, *model, *limit, "--out", blocker / "out")
     assert code == 1
     assert "Cannot write" in error
     assert blocker.read_text() == "not a folder"
@@ -222,6 +227,7 @@ def test_the_verbs_carry_a_model_from_dense_to_circuits(run, tmp_path):
     code, out, error = run("export", model, "--out", tmp_path / "export")
     assert code == 0, error
     names = ["hidden.core.safetensors", "hidden.input.qasm", "hidden.output.qasm", "hidden.qpy"]
+    names += ["report.html", "report.json"]
     assert files_below(tmp_path / "export") == names
     assert (tmp_path / "export/hidden.input.qasm").read_text().startswith("OPENQASM 3")
 
@@ -293,3 +299,47 @@ def test_an_interrupt_stops_cleanly(tmp_path):
     assert "Interrupted" in error
     assert "Traceback" not in error
     assert files_below(tmp_path / "out") == []
+
+
+def test_data_that_do_not_fit_the_network_are_refused(run, factories, tmp_path):
+    from safetensors.torch import save_file
+
+    narrow, many = tmp_path / "narrow.safetensors", tmp_path / "many.safetensors"
+    save_file({"x": torch.rand(60, 63), "y": torch.arange(60) % 10}, narrow)
+    save_file({"x": torch.rand(60, 64), "y": torch.arange(60) % 30}, many)
+    for data, word in ((narrow, "63"), (many, "classes"), (tmp_path / "absent", "safetensors file")):
+        arguments = ["--max-bond", "2", "--data", data, "--out", tmp_path / "out"]
+        code, _, error = run("compress", f"{factories}:small", *arguments)
+        assert code == 1
+        assert word in last_line(error)
+
+
+def test_natural_mistakes_are_explained(run, factories, tmp_path):
+    code, _, error = run("compress", f"{factories}:small", "--max-bond", "2", "--out", tmp_path / "job")
+    assert code == 0, error
+    for arguments, word in (
+        (("run", tmp_path / "job", "--data", "digits"), "its model is"),
+        (("disentangle", f"{factories}:small"), "no MPO layers"),
+        (("disentangle", tmp_path / "job/model"), "--sites qubits"),
+        (("scan", f"{tmp_path / 'job/model'}@{factories}:small", "--weights", "w.safetensors"), "--weights"),
+    ):
+        code, _, error = run(*arguments, "--out", tmp_path / "other")
+        assert code == 1, arguments
+        assert word in last_line(error), arguments
+
+
+def test_plots_of_an_earlier_job_in_the_same_place_are_removed(run, factories, tmp_path):
+    out = tmp_path / "out"
+    healing = ["--data", "digits", "--epochs", "1"]
+    assert run("compress", f"{factories}:small", "--max-bond", "2", *healing, "--out", out)[0] == 0
+    assert (out / "training.svg").exists()
+    assert not (out / "checkpoint").exists()
+    assert run("compress", f"{factories}:small", "--max-bond", "2", "--out", out)[0] == 0
+    assert not (out / "training.svg").exists()
+
+
+def test_the_version_is_shown(run):
+    code, out, _ = run("--version")
+    assert code == 0
+    assert out.startswith("python 3.")
+    assert "unbraid" in out

@@ -292,10 +292,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, options):
     for number, stop in enumerate(sorted({1, 2, len(calls) // 2, len(calls) - 1, len(calls)})):
         place = tmp_path / f"checkpoint{number}"
         left = iter(range(stop - 1))
-        first = disentangle(
-            mpo, **options, checkpoint=place, callback=lambda n, o, left=left: next(left, None) is not None
-        )
-        assert len(first.history) <= len(whole.history) or first.status != "stopped"
+        disentangle(mpo, **options, checkpoint=place, callback=lambda n, o, left=left: next(left, None) is not None)
         resumed = disentangle(mpo, **options, checkpoint=place)
         assert same(resumed, whole)
         assert resumed.status == whole.status

@@ -262,3 +262,80 @@ def test_accuracy_counts():
         accuracy(model, x, torch.tensor([0]))
     with pytest.raises(InvalidInputError, match="at least one"):
         accuracy(model, x[:0], torch.tensor([]))
+
+
+def test_a_stopped_or_interrupted_run_is_taken_up_in_the_same_process(tmp_path):
+    x, y = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
+
+    def network():
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+    def run(model, place, callbacks=()):
+        return heal(
+            model, (x, y), (x, y), epochs=6, lr=1e-2, checkpoint_dir=place, callbacks=callbacks, scheduler=half_the_rate
+        )
+
+    def interrupt(epoch, history):
+        if epoch == 4:
+            raise KeyboardInterrupt
+
+    whole = network()
+    run(whole, tmp_path / "whole")
+    for name, callback in (("stopped", lambda epoch, history: epoch < 3), ("interrupted", interrupt)):
+        model = network()
+        try:
+            run(model, tmp_path / name, [callback])
+        except KeyboardInterrupt:
+            assert name == "interrupted"
+        history = run(model, tmp_path / name)
+        assert len(history.train_loss) == 6
+        for key, tensor in whole.state_dict().items():
+            assert torch.equal(model.state_dict()[key], tensor)
+
+
+def half_the_rate(optimizer, steps):
+    return torch.optim.lr_scheduler.StepLR(optimizer, max(1, steps // 2), 0.5)
+
+
+def test_a_checkpoint_of_other_batches_or_optimizer_settings_is_refused(tmp_path):
+    def batches(flip):
+        x = torch.arange(32.0).reshape(8, 4) / 32
+        return [(x, (torch.arange(8) + flip) % 2), (x + 1, torch.arange(8) % 2)]
+
+    def run(place, flip=0, rate=0.1):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 2)
+        heal(
+            model,
+            batches(flip),
+            epochs=2,
+            lr=0.1,
+            checkpoint_dir=place,
+            scheduler=None,
+            optimizer=lambda parameters: torch.optim.SGD(parameters, lr=rate),
+        )
+
+    run(tmp_path)
+    run(tmp_path)
+    with pytest.raises(InvalidInputError, match="another problem"):
+        run(tmp_path, flip=1)
+    with pytest.raises(InvalidInputError, match="another problem"):
+        run(tmp_path, rate=0.2)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "word"),
+    [
+        (torch.rand(6, 5), torch.arange(6) % 2, "cannot run"),
+        (torch.rand(6, 4), torch.arange(6), "output for every class"),
+        (torch.rand(6, 4), torch.rand(6), "class numbers"),
+        (torch.rand(6, 4).numpy(), torch.arange(6).numpy(), "as_tensor"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused_before_training(x, y, word):
+    model = nn.Linear(4, 2)
+    weight = model.weight.detach().clone()
+    with pytest.raises(InvalidInputError, match=word):
+        heal(model, (x, y), epochs=1, lr=0.1)
+    assert torch.equal(model.weight, weight)

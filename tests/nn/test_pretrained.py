@@ -311,3 +311,24 @@ def test_a_model_that_the_file_does_not_fit_stays_as_it_was(tmp_path):
     with pytest.raises(FileFormatError, match=r"of another shape: second\.weight"):
         load_pretrained(tmp_path, other)
     assert type(other.first) is nn.Linear
+
+
+@pytest.mark.parametrize("version", [2.0, "2", True, None])
+def test_a_version_that_is_no_whole_number_is_refused(tmp_path, version):
+    save_pretrained(nn.Sequential(nn.Linear(2, 2)), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"version": version}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FileFormatError, match="version"):
+        load_pretrained(tmp_path)
+
+
+def test_a_hostile_bias_is_refused_before_memory_is_given_to_it(tmp_path):
+    save_pretrained(nn.Sequential(nn.Linear(2, 2)), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["declaration"]["children"]["1"] = {
+        "type": "Linear",
+        "options": {"in_features": 0, "out_features": 2**40, "bias": True},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FileFormatError):
+        load_pretrained(tmp_path)

@@ -7,6 +7,7 @@ from torch import nn
 from unbraid.circuits import Circuit, brickwall, parse_ansatz
 from unbraid.ground.errors import ExecutionError, InvalidInputError
 from unbraid.nn.layers import DisentangledLinear
+from unbraid.quantum.cost import estimate_cost
 from unbraid.quantum.execute import TorchExecutor
 from unbraid.quantum.hybrid import QuantumLinear, to_quantum
 from unbraid.quantum.samplers import AerExecutor, SamplerExecutor
@@ -190,3 +191,18 @@ def test_wrong_uses_are_refused() -> None:
         to_quantum(layer)(data(2, 8) * float("inf"))
     with pytest.raises(ExecutionError, match="no answer"):
         to_quantum(layer, SamplerExecutor(Broken()))(data(2, 8))
+
+
+def test_a_layer_used_twice_runs_and_costs_twice():
+    layer = DisentangledLinear(
+        Circuit(brickwall(2, 1)), MPO.random((2, 2), (2, 2), 1), Circuit(brickwall(2, 1), mirrored=True)
+    )
+    hybrid = to_quantum(nn.Sequential(layer, nn.ReLU(), layer), TorchExecutor(), shots=100)
+    assert hybrid[0] is hybrid[2]
+    with torch.no_grad():
+        hybrid(torch.rand(5, 4))
+    cost = estimate_cost(hybrid, 5)
+    assert (cost.circuits, cost.shots) == (hybrid[0].spent.circuits, hybrid[0].spent.shots) == (40, 2000)
+    tokens = estimate_cost(hybrid, 5, vectors_per_sample=3)
+    assert tokens.circuits == 120
+    assert "3 vectors each" in tokens.describe()

@@ -691,7 +691,7 @@ class TestTensors:
         ("tensors", "message"),
         [
             ({"x": torch.zeros(2, 3), "y": torch.zeros(3, dtype=torch.int64)}, "got 2 and 3"),
-            ({"x": torch.zeros(0, 3), "y": torch.zeros(0, dtype=torch.int64)}, "not 0"),
+            ({"x": torch.zeros(0, 3), "y": torch.zeros(0, dtype=torch.int64)}, "at least one"),
             ({"x": torch.zeros(2, 3, dtype=torch.uint8), "y": torch.zeros(2, dtype=torch.int64)}, "floating-point"),
             ({"x": torch.zeros(2), "y": torch.zeros(2, dtype=torch.int64)}, "shape"),
             ({"x": torch.zeros(2, 3), "y": torch.zeros(2)}, "whole numbers"),

@@ -105,7 +105,7 @@ def test_facts() -> None:
     facts = dict(full_report().facts())
     assert facts["overlap"] == "0.8100 (ceiling 0.8800)"
     assert facts["mean bond entropy"] == "1.50 → 0.25 nats (maximum 2.10)"
-    assert facts["two-qubit gates"] == "16 as built, 31 transpiled"
+    assert facts["two-qubit gates of the circuits"] == "16 as built, 31 transpiled"
     assert Report().facts() == []
 
 

@@ -574,3 +574,21 @@ def test_places_out_of_range_and_wrong_vectors_are_refused():
         overlap(mpo, mpo * 0.0)
     with pytest.raises(InvalidInputError, match="positive"):
         MPO.random((0, 2), (2, 2), 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compress_keeps_its_bound_near_rounding(dtype):
+    eps = torch.finfo(dtype).eps
+    for seed in range(6):
+        mpo = MPO.random((2,) * 6, (2,) * 6, 6, seed=seed, dtype=dtype)
+        exact = mpo.to(torch.float64).to_dense()
+        for allowed in (10 * eps, 100 * eps):
+            found = mpo.compress(rel_error=allowed).to(torch.float64).to_dense()
+            assert torch.dist(found, exact) <= allowed * torch.linalg.vector_norm(exact)
+
+
+def test_norms_of_long_chains_stay_finite():
+    cores = [1e2 * torch.ones(1, 2, 2, 1) for _ in range(60)]
+    mpo = MPO(cores)
+    assert float(mpo.norm().log()) == pytest.approx(60 * math.log(200), rel=1e-6)
+    assert float(mpo.schmidt_values(30)[0].log()) == pytest.approx(60 * math.log(200), rel=1e-6)

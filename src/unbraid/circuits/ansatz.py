@@ -190,6 +190,8 @@ def parse_ansatz(text: str, wires: int | Sequence[int]) -> Ansatz:
     Source:
         Tables 4 and 6 of "Classical Neural Networks on Quantum Devices via Tensor Network Disentanglers".
     """
+    if not isinstance(text, str):
+        raise InvalidInputError(f"An ansatz is written as text, such as '1b+cnot+1b'; got {text!r}.")
     return _Parser(text, _wire_dims(wires)).parse()
 
 
@@ -306,7 +308,7 @@ def _row(dims: tuple[int, ...], name: str, body: int, parity: int) -> Layer:
 
 
 def _wire_dims(wires: int | Sequence[int]) -> tuple[int, ...]:
-    dims = (2,) * wires if isinstance(wires, int) else tuple(wires)
+    dims = (2,) * wires if isinstance(wires, int) else tuple(wires) if isinstance(wires, Sequence) else ()
     if not dims or not all(isinstance(dim, int) and dim > 0 for dim in dims):
         raise InvalidInputError(f"wires must be a number of qubits or positive leg dimensions; got {wires!r}.")
     return dims

@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from unbraid.cli.arguments import load_data, load_model, load_rows, split_targets
 from unbraid.cli.display import console, errors, print_facts, print_table, shown
-from unbraid.ground.errors import UnbraidError
+from unbraid.ground.errors import InvalidInputError, UnbraidError
 
 INTERRUPTED = 130  # as shells count a command that Ctrl-C ended
 
@@ -72,6 +72,23 @@ class ExecutorName(StrEnum):
 SitesOption = Annotated[Sites, typer.Option(help="qubits: one qubit a site, as circuits need; auto: for speed.")]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from unbraid.ground.manifest import versions
+
+        console.print(", ".join(f"{name} {version}" for name, version in versions().items()), highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show versions and exit.")
+    ] = False,
+) -> None:
+    """Read options that stand before a verb."""
+
+
 @app.command()
 def demo(out: Out = Path("unbraid-demo"), seed: Seed = 0, quiet: Quiet = False) -> None:
     """Run the main job end to end on bundled 8x8 digits, offline."""
@@ -109,15 +126,16 @@ def scan(
             f"{layer.parameters:,}",
             *(str(max(rank.bond_dims, default=1)) for rank in layer.ranks),
             f"{sum(layer.entropies):.2f} / {sum(layer.maximum_entropies):.2f}",
+            f"{layer.cnots['preparation']} + {layer.cnots['layer']} a layer",
         )
         for layer in found
     ]
     report = Report(title=f"Scan of {model}", layers=[layer.to_dict() for layer in found], manifest=build_manifest())
     report.save(place)
-    _finish([(*head, "entropy / maximum"), *rows], out, quiet)
     if not quiet:
         for layer in found:
             console.print(f"{escape(layer.name)}: {layer.verdict}.", highlight=False)
+    _finish([(*head, "entropy / maximum", "CNOTs as circuits"), *rows], out, quiet)
 
 
 @app.command()
@@ -144,6 +162,8 @@ def compress(
     from unbraid.nn import save_pretrained, tensorize
     from unbraid.recipes.steps import Steps
 
+    if max_bond is None and rel_error is None and budget is None:
+        raise typer.BadParameter("say how far: --max-bond, --rel-error or --budget")
     place = make_directory(out)
     with shown(quiet):
         before = load_model(model, weights)
@@ -201,8 +221,14 @@ def disentangle(
         dataset = None if data is None else load_data(data, data_dir, seed, size, download)
         chosen = split_targets(targets)
         geometry: int | tuple[Ansatz, Ansatz] = depth
+        layers = match_layers(before, chosen, (MPOLinear,))
+        for name, layer in layers.items():
+            if isinstance(layer, MPOLinear) and max(*layer.mpo.out_dims, *layer.mpo.in_dims) > 2:
+                raise InvalidInputError(
+                    f"Layer {name!r} has legs of several qubits, {layer.mpo.out_dims} x {layer.mpo.in_dims}: gates on "
+                    "pairs of them would be large. Compress with --sites qubits."
+                )
         if ansatz is not None:
-            layers = match_layers(before, chosen, (MPOLinear,))
             legs = {
                 (layer.mpo.out_dims, layer.mpo.in_dims) for layer in layers.values() if isinstance(layer, MPOLinear)
             }
@@ -224,11 +250,7 @@ def disentangle(
         steps.add("explicit", after)
         steps.heal("disentangled", after, epochs, lr, place / "checkpoint")
         save_pretrained(after, place / "model")
-        overlaps = {
-            name: {"overlap": result.overlap, "ceiling": result.ceiling, "status": result.status}
-            for name, result in results.items()
-        }
-        report = steps.report(f"Disentangling of {model}", {"disentangling": overlaps})
+        report = steps.report(f"Disentangling of {model}", results)
         report.save(place)
         shutil.rmtree(place / "checkpoint", ignore_errors=True)
     _finish(report.table(), out, quiet, facts=report.facts())
@@ -259,6 +281,7 @@ def run(
     """Run a disentangled network as a hybrid of circuits and classical layers; its cost is printed first."""
     from unbraid.ground.files import make_directory
     from unbraid.quantum import AerExecutor, TorchExecutor, estimate_cost, to_quantum
+    from unbraid.recipes.datasets import DATASETS
     from unbraid.report import evaluate
 
     if readout is Readout.exact and executor is not ExecutorName.torch:
@@ -276,6 +299,10 @@ def run(
         console.print(estimate_cost(hybrid, len(x)).describe(), highlight=False)
     with shown(quiet):
         report = evaluate(hybrid, (x, y), name=f"{model} on {data}")
+    if data not in DATASETS:
+        report.notes.append(
+            "All rows of the file were run; an accuracy on rows that a network was healed on is no test."
+        )
     report.save(place)
     _finish(report.table(), out, quiet, facts=report.facts())
 
@@ -294,7 +321,7 @@ def export(
     place = make_directory(out)
     with shown(quiet):
         rows = export_model(load_model(model, weights), place)
-    _finish(rows, out, quiet, page=False)
+    _finish(rows, out, quiet)
 
 
 @app.command()
@@ -333,7 +360,7 @@ def main() -> None:
             traceback.print_exc()
         _fail(f"Unexpected {type(error).__name__}: {error}\nSet UNBRAID_DEBUG=1 to see where it happened.", 70)
     if code == INTERRUPTED:
-        _fail("Interrupted; what was finished is kept.", INTERRUPTED)
+        _fail("Interrupted.", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -30,10 +30,15 @@ def load_model(name: str, weights: Path | None) -> nn.Module:
     """
     folder, at, factory = name.rpartition("@")
     if at and ":" in factory:
+        if weights is not None:
+            raise InvalidInputError("--weights goes with package.module:factory; a folder brings its own weights.")
         return load_pretrained(folder, _make(factory))
     if Path(name).is_dir():
         if weights is not None:
             raise InvalidInputError("--weights goes with package.module:factory; a folder brings its own weights.")
+        inner = Path(name) / "model"
+        if not (Path(name) / "config.json").exists() and (inner / "config.json").exists():
+            raise InvalidInputError(f"{name} is the folder of a job; its model is {inner}.")
         return load_pretrained(name)
     if ":" not in name:
         raise InvalidInputError(
@@ -56,7 +61,12 @@ def load_data(name: str, data_dir: Path | None, seed: int, size: int | None, dow
         InvalidInputError: if it is unknown or its files are not there.
         FileFormatError: if a file is damaged.
     """
+    _check_name(name)
     if _is_file(name):
+        if size is not None:
+            raise InvalidInputError(
+                "--size scales the images of a named data set; scale those of a file before writing it."
+            )
         return split_tensors_dataset(name, seed=seed)
     return load_dataset(name, data_dir=data_dir, seed=seed, size=size, download=download)
 
@@ -68,6 +78,7 @@ def load_rows(name: str, data_dir: Path | None, seed: int, size: int | None, dow
         InvalidInputError: if it is unknown or its files are not there.
         FileFormatError: if a file is damaged.
     """
+    _check_name(name)
     if _is_file(name):
         return load_tensors_dataset(name)
     return load_data(name, data_dir, seed, size, download).test
@@ -75,6 +86,13 @@ def load_rows(name: str, data_dir: Path | None, seed: int, size: int | None, dow
 
 def _is_file(name: str) -> bool:
     return name not in DATASETS and (name.endswith(".safetensors") or Path(name).is_file())
+
+
+def _check_name(name: str) -> None:
+    if name not in DATASETS and not _is_file(name):
+        raise InvalidInputError(
+            f"--data must be one of {', '.join(DATASETS)}, or a safetensors file with x and y; got {name!r}."
+        )
 
 
 def split_targets(text: str) -> str | list[str]:

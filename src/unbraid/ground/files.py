@@ -32,6 +32,10 @@ def make_directory(path: str | os.PathLike[str]) -> Path:
         OutputError: if it is a file, cannot be created, or cannot be written to.
     """
     directory = Path(path)
+    if not os.fspath(path):
+        raise OutputError("A folder for the output must have a name; got an empty one.")
+    if directory.exists() and not directory.is_dir():
+        raise OutputError(f"Cannot write to the folder {directory}: it is a file. Choose another name.")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):

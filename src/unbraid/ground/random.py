@@ -37,6 +37,6 @@ def stream(seed: int, *path: str | int, device: torch.device | str | None = None
 @contextmanager
 def isolated(seed: int, *path: str | int) -> Iterator[None]:
     """Run a block (dropout, a model's own initialisation) on the stream ``path``, then restore torch's global state."""
-    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
+    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []):
         torch.manual_seed(stream_seed(seed, *path))
         yield

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, StrictInt, ValidationError
 from torch import Tensor, nn
 
 from unbraid.ground.errors import FileFormatError, InvalidInputError, require_finite
@@ -34,7 +34,7 @@ class Configuration(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     format: Literal["unbraid-model"]
-    version: int
+    version: StrictInt
     written_by: dict[str, str]
     dtype: str
     tensors: str  # SHA-256 over all tensors: ties the two files together

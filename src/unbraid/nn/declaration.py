@@ -39,6 +39,7 @@ _TENSOR_LAYERS = (MPOLinear, DisentangledLinear)
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 }
+LARGEST_FIXED_GATE = 2**20  # entries of its matrix; two wires of five qubits each
 LARGEST_LAYER = 2**28  # entries; a file that asks for more is refused before memory is
 
 
@@ -97,7 +98,7 @@ def build_model(declaration: Any) -> nn.Module:
             options = declaration["options"]
             if set(options) - set(names):
                 raise FileFormatError(f"{kind} takes {', '.join(names)}; the file gives {', '.join(options)}.")
-            if kind == "Linear" and options["in_features"] * options["out_features"] > LARGEST_LAYER:
+            if kind == "Linear" and max(options["in_features"], 1) * options["out_features"] > LARGEST_LAYER:
                 raise FileFormatError("The file declares an unreasonably large layer.")
             return cls(**options)
         if kind in ("MPOLinear", "DisentangledLinear"):
@@ -158,7 +159,7 @@ def count_entries(declaration: Any) -> int:
             )
         options = declaration.get("options", {})
         if kind == "Linear":
-            return options["in_features"] * options["out_features"]
+            return options["in_features"] * options["out_features"] + options["out_features"] * bool(options["bias"])
         if kind == "BatchNorm1d" and (options["affine"] or options["track_running_stats"]):
             return options["num_features"]
         if kind == "LayerNorm" and options["elementwise_affine"]:
@@ -177,7 +178,10 @@ def _count_gates(data: Any) -> int:
         size = prod(ansatz.gate_dims(gate)) ** 2
         if size > LARGEST_LAYER:
             raise FileFormatError("The file declares an unreasonably large gate.")
-        total += size if gate.is_trainable else 0
+        if gate.is_trainable:
+            total += size
+        elif size > LARGEST_FIXED_GATE:
+            raise FileFormatError("The file declares an unreasonably large fixed gate.")
     return total
 
 

@@ -61,7 +61,7 @@ def heal(
     loss: Loss | None = None,
     teacher: nn.Module | None = None,
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
-    scheduler: str | Callable[[torch.optim.Optimizer, int], LRScheduler] = "onecycle",
+    scheduler: str | Callable[[torch.optim.Optimizer, int], LRScheduler] | None = None,
     callbacks: Sequence[Callback] = (),
     checkpoint_dir: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -85,10 +85,11 @@ def heal(
         teacher: with the default loss, half of it becomes the KL divergence from the teacher's softened outputs
             (temperature 2).
         optimizer: makes the optimizer from the parameters; Adam by default.
-        scheduler: "onecycle", "cosine", "constant", or makes a scheduler from (optimizer, number of steps); it steps a
-            batch.
+        scheduler: "onecycle" (the default), "cosine", "constant", or makes a scheduler from (optimizer, number of
+            steps); it steps a batch.
         callbacks: each called with (epochs done, history) after an epoch; returning False stops.
-        checkpoint_dir: where ``heal.safetensors`` is written after each epoch, and resumed from if it is there.
+        checkpoint_dir: where ``heal.safetensors`` is written after each epoch, and resumed from if it is there. After
+            an interrupt or a callback's stop the model holds its best weights so far, from which it resumes too.
         seed: of shuffling and dropout.
         batch_size: for (x, y) data.
         patience: stop after so many epochs without a better validation score.
@@ -105,35 +106,37 @@ def heal(
     _check(model, epochs, lr, batch_size, patience, validation_data, teacher, loss)
     train = _Batches(train_data, batch_size, "train_data")
     validation = None if validation_data is None else _Batches(validation_data, 1024, "validation_data")
+    if loss is None:
+        for batches, name in ((train, "train_data"), (validation, "validation_data")):
+            if batches is not None and batches.pair is not None:
+                _check_fit(model, *batches.pair, name)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     chosen = optimizer(parameters) if optimizer else torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
-    schedule = _schedule(scheduler, chosen, epochs * len(train))
+    schedule = _schedule(scheduler or "onecycle", chosen, epochs * len(train))
     objective = loss or (_distillation(teacher) if teacher is not None else _classification)
     history = History()
     best_state = _snapshot(model)
-    place, problem = None, ""
+    place, problem, start = None, "", ""
     if checkpoint_dir is not None:
         place = make_directory(checkpoint_dir) / CHECKPOINT_NAME
+        start = _fingerprint(best_state)
         problem = problem_hash(
             {
-                "model": hash_tensors(*model.state_dict().values()),
                 "data": [train.identity, None if validation is None else validation.identity],
                 "teacher": None if teacher is None else hash_tensors(*teacher.state_dict().values()),
-                "loss": getattr(loss, "__qualname__", None if loss is None else type(loss).__qualname__),
-                "run": [
-                    epochs,
-                    lr,
-                    seed,
-                    batch_size,
-                    patience,
-                    weight_decay,
-                    type(chosen).__name__,
-                    str(scheduler)[:40],
-                ],
+                "functions": [_name(loss), _name(scheduler or "onecycle"), type(chosen).__name__],
+                "optimizer": {key: repr(value) for key, value in sorted(chosen.defaults.items())},
+                "run": [epochs, lr, seed, batch_size, patience, weight_decay],
             }
         )
         if place.exists():
             state = read_checkpoint(place, problem)
+            if start not in (state["start"], _fingerprint(state["model"]), _fingerprint(state["best"])):
+                raise InvalidInputError(
+                    f"{place} belongs to another problem: it was started from other weights than this model has. Give "
+                    "it that model to resume; to start anew, delete it or choose another place."
+                )
+            start = state["start"]
             model.load_state_dict(state["model"])
             chosen.load_state_dict(state["optimizer"])
             schedule.load_state_dict(state["scheduler"])
@@ -142,33 +145,36 @@ def heal(
                 waited = len(history.train_loss) - 1 - history.best_epoch
                 history.status = "stopped_early" if patience is not None and waited >= patience else "running"
 
-    with keeping_modes(model), progress.task("heal", epochs) as advance:
-        advance(len(history.train_loss))
-        while history.status == "running":
-            epoch = len(history.train_loss)
-            if epoch >= epochs:
-                history.status = "completed"
-                break
-            model.train()
-            with isolated(seed, "heal", epoch):
-                history.train_loss.append(
-                    _train_epoch(model, train.epoch(seed, epoch), objective, chosen, schedule, epoch)
-                )
-            history.learning_rate.append(float(chosen.param_groups[0]["lr"]))
-            if validation is not None:
-                _validate(model, validation, loss, history)
-            if validation is None or _score(history, epoch) > _score(history, history.best_epoch):
-                history.best_epoch = epoch
-                best_state = _snapshot(model)
-            if patience is not None and epoch - history.best_epoch >= patience:
-                history.status = "stopped_early"
-            answers = [callback(epoch + 1, history) for callback in callbacks]
-            if any(answer is False for answer in answers):
-                history.status = "stopped"
-            if place is not None:
-                _save(place, problem, model, chosen, schedule, best_state, history)
-            advance(note=f"loss {history.train_loss[-1]:.4f}")
-    model.load_state_dict(best_state)
+    try:
+        with keeping_modes(model), progress.task("heal", epochs) as advance:
+            advance(len(history.train_loss))
+            while history.status == "running":
+                epoch = len(history.train_loss)
+                if epoch >= epochs:
+                    history.status = "completed"
+                    break
+                model.train()
+                with isolated(seed, "heal", epoch):
+                    history.train_loss.append(
+                        _train_epoch(model, train.epoch(seed, epoch), objective, chosen, schedule, epoch)
+                    )
+                history.learning_rate.append(float(chosen.param_groups[0]["lr"]))
+                if validation is not None:
+                    _validate(model, validation, loss, history)
+                if validation is None or _score(history, epoch) > _score(history, history.best_epoch):
+                    history.best_epoch = epoch
+                    best_state = _snapshot(model)
+                if patience is not None and epoch - history.best_epoch >= patience:
+                    history.status = "stopped_early"
+                answers = [callback(epoch + 1, history) for callback in callbacks]
+                if any(answer is False for answer in answers):
+                    history.status = "stopped"
+                if place is not None:
+                    state = {"start": start, "best": best_state, "history": vars(history)}
+                    _save(place, problem, state, model, chosen, schedule)
+                advance(note=f"loss {history.train_loss[-1]:.4f}")
+    finally:  # also after an interrupt
+        model.load_state_dict(best_state)
     return history
 
 
@@ -216,6 +222,9 @@ class _Batches:
             self.count = math.ceil(len(x) / batch_size)
             self.identity = hash_tensors(x, y)
             return
+        if isinstance(data, tuple) and len(data) == 2 and not any(isinstance(part, Tensor) for part in data):
+            kinds = " and ".join(type(part).__name__ for part in data)
+            raise InvalidInputError(f"{name} must be a pair of tensors (x, y); got {kinds}. Try torch.as_tensor.")
         try:
             self.batches: Any = data if isinstance(data, Sized) else list(data)
             self.count = len(self.batches)
@@ -225,7 +234,7 @@ class _Batches:
             ) from error
         if self.count == 0:
             raise InvalidInputError(f"{name} has no batches.")
-        self.identity = f"{self.count} batches"
+        self.identity = f"{self.count} batches, {_content(data)}"
 
     def __len__(self) -> int:
         return self.count
@@ -245,6 +254,35 @@ class _Batches:
             return self.batches
         x, y = self.pair
         return zip(x.split(self.batch_size), y.split(self.batch_size), strict=True)
+
+
+@torch.no_grad()
+def _check_fit(model: nn.Module, x: Tensor, y: Tensor, name: str) -> None:
+    """Refuse data that a classifier cannot take, before any training."""
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.ndim != 1:
+        raise InvalidInputError(f"{name}[1] must be class numbers, shape (n,); got {y.dtype}, {tuple(y.shape)}.")
+    try:
+        with keeping_modes(model):
+            outputs = model.eval()(x[:2])
+    except InvalidInputError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise InvalidInputError(f"The model cannot run on {name} of shape {tuple(x.shape)}: {error}") from error
+    classes = outputs.shape[-1] if isinstance(outputs, Tensor) and outputs.ndim == 2 else 0
+    if not 0 <= int(y.min()) <= int(y.max()) < classes:
+        raise InvalidInputError(
+            f"The model must have an output for every class; it gives {tuple(getattr(outputs, 'shape', ()))} for two "
+            f"inputs, and the labels of {name} go from {int(y.min())} to {int(y.max())}. Or give a loss of your own."
+        )
+
+
+def _content(data: Any) -> str:
+    """A hash of batches that lie in memory (a list, a TensorDataset's loader); empty for those that are made anew."""
+    if isinstance(data, (list, tuple)):
+        tensors = [part for batch in data for part in (batch if isinstance(batch, (list, tuple)) else [batch])]
+    else:
+        tensors = list(getattr(getattr(data, "dataset", None), "tensors", ()))
+    return hash_tensors(*tensors) if tensors and all(isinstance(tensor, Tensor) for tensor in tensors) else ""
 
 
 def _train_epoch(
@@ -342,23 +380,32 @@ def _snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
+def _fingerprint(state: dict[str, Tensor]) -> str:
+    return hash_tensors(*state.values())
+
+
+def _name(function: object) -> str | None:
+    """A name that is the same in another process, unlike ``repr`` of a function."""
+    if function is None or isinstance(function, str):
+        return function
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
+
+
 def _save(
     place: Path,
     problem: str,
+    state: dict[str, Any],
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     schedule: LRScheduler,
-    best: dict[str, Tensor],
-    history: History,
 ) -> None:
-    state = {
+    content = {
+        **state,
         "model": dict(model.state_dict()),
         "optimizer": optimizer.state_dict(),
         "scheduler": {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"} | _lambdas(schedule),
-        "best": best,
-        "history": vars(history),
     }
-    write_checkpoint(place, state, problem)
+    write_checkpoint(place, content, problem)
 
 
 def _lambdas(schedule: LRScheduler) -> dict[str, Any]:

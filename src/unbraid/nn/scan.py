@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unbraid.circuits.gates import cnot_cost
 from unbraid.ground import progress
 from unbraid.ground.errors import InvalidInputError
 from unbraid.nn.layers import MPOLinear
@@ -50,6 +51,8 @@ class LayerScan:
         ranks: what 1, 5 and 10 % error need.
         entropies: bond entropies of the weight, in nats.
         maximum_entropies: log of its bond dimensions.
+        cnots: what circuits for it would take: "preparation" of a generic input vector (2^n - n - 1), and one "layer"
+            of two-body SO(4) gates on both sides, counted without a device's connections.
         verdict: one sentence.
     """
 
@@ -60,6 +63,7 @@ class LayerScan:
     ranks: tuple[RankForError, ...]
     entropies: tuple[float, ...]
     maximum_entropies: tuple[float, ...]
+    cnots: dict[str, int]
     verdict: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -126,6 +130,10 @@ def _scan_layer(
         ranks=tuple(ranks),
         entropies=tuple(float(entropy) for entropy in whole.entropies()),
         maximum_entropies=tuple(maximum_entropies(whole.bond_dims)),
+        cnots={
+            "preparation": max(0, 2 ** qubits_for(columns) - qubits_for(columns) - 1),
+            "layer": sum(cnot_cost("so", 4) * (qubits_for(size) // 2) for size in (rows, columns)),
+        },
         verdict=_verdict(weight.numel(), ranks),
     )
 

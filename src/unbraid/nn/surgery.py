@@ -15,7 +15,7 @@ from unbraid.disentangling import Disentangled, disentangle
 from unbraid.ground import progress
 from unbraid.ground.errors import InvalidInputError, require_finite
 from unbraid.nn.layers import DisentangledLinear, MPOLinear
-from unbraid.tensors.sites import auto_sites, qubit_sites
+from unbraid.tensors.sites import align, auto_sites, qubit_sites
 
 Model = TypeVar("Model", bound=nn.Module)
 Targets = str | Iterable[str]
@@ -36,12 +36,15 @@ def match_layers(
     Raises:
         InvalidInputError: if nothing matches, listing the candidates, or the expression is none.
     """
+    if not isinstance(targets, Iterable):
+        raise InvalidInputError(f"targets must be a string or a list of names; got {targets!r}.")
     candidates = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
     if isinstance(targets, str):
         if targets == "all-linear":
             found = candidates
         else:
             try:
+                re.compile(targets)  # by itself first, so that an error's position is the user's
                 pattern = re.compile(rf"(?:.*\.)?(?:{targets})")
             except re.error as error:
                 raise InvalidInputError(f"The target {targets!r} is no regular expression: {error}.") from error
@@ -57,6 +60,11 @@ def match_layers(
     if not found:
         names = ", ".join(repr(name) for name in list(candidates)[:20]) or "none"
         kinds_text = " or ".join(kind.__name__ for kind in kinds)
+        if kinds == (MPOLinear,) and not candidates:
+            raise InvalidInputError(
+                "There are no MPO layers here. Write layers as MPOs first: tensorize(model, ..., sites='qubits'), or "
+                "`unbraid compress --sites qubits` on the command line."
+            )
         raise InvalidInputError(
             f"No {kinds_text} layer matches the target {targets!r}. Layers of that kind here: {names}. "
             "Give a name, a list of name endings, a regular expression, or 'all-linear'."
@@ -118,6 +126,7 @@ def tensorize(
     if budget is not None and not 0 < budget <= 1:
         raise InvalidInputError(f"budget must be a fraction above 0 and at most 1; got {budget!r}.")
     layers = match_layers(model, targets)
+    _refuse_shared_weights(model, layers)
     for name, layer in layers.items():
         check_weight(layer.get_parameter("weight"), name)
 
@@ -125,6 +134,13 @@ def tensorize(
         assert isinstance(layer, nn.Linear)
         out_dims, in_dims = choose_sites(sites, layer.out_features, layer.in_features)
         limit = None if budget is None else max(1, int(budget * layer.weight.numel()))
+        outs, ins = align(out_dims, in_dims)
+        smallest = sum(o * i for o, i in zip(outs, ins, strict=True))
+        if limit is not None and limit < smallest:
+            raise InvalidInputError(
+                f"Layer {name!r} cannot come down to a budget of {budget}: with all bonds 1 it has {smallest} entries, "
+                f"{smallest / layer.weight.numel():.3g} of its weight. Allow more, or choose other sites."
+            )
         try:
             return MPOLinear.from_linear(
                 layer, out_dims, in_dims, max_bond=max_bond, rel_error=rel_error, max_parameters=limit
@@ -226,6 +242,18 @@ def replace_modules(model: Model, replacements: dict[nn.Module, nn.Module]) -> M
             if child is not None and child in replacements:
                 parent._modules[name] = replacements[child]
     return model
+
+
+def _refuse_shared_weights(model: nn.Module, layers: dict[str, nn.Module]) -> None:
+    """A weight that another module uses too would silently be untied."""
+    for name, layer in layers.items():
+        weight = layer.get_parameter("weight")
+        for other_name, other in model.named_modules():
+            if other is not layer and any(parameter is weight for parameter in other.parameters(recurse=False)):
+                raise InvalidInputError(
+                    f"Layer {name!r} shares its weight with {other_name!r}: as an MPO it would no longer. Leave it "
+                    "out of the targets, or untie the two first."
+                )
 
 
 def _brickwall_on(dims: Sequence[int], depth: int) -> Ansatz:

@@ -109,6 +109,7 @@ class Cost:
         jobs: jobs within IBM's guaranteed limits.
         seconds: on a device, by the rough model of this module; without queueing and host time.
         stages: the same for every circuit of every layer, in the order in which they run.
+        vectors_per_sample: vectors that each layer is taken to get from one sample.
     """
 
     samples: int
@@ -119,6 +120,7 @@ class Cost:
     jobs: int
     seconds: float
     stages: tuple[StageCost, ...]
+    vectors_per_sample: int = 1
 
     def describe(self) -> str:
         """A small table as text."""
@@ -152,7 +154,8 @@ class Cost:
         gates = {stage.transpiled for stage in self.stages}
         kind = {True: "transpiled to the backend", False: "as built, all qubits connected"}
         counted = " or ".join(kind[transpiled] for transpiled in sorted(gates))
-        head = f"{self.samples:,} samples: {self.two_qubit_gates:,} two-qubit gates in all ({counted})."
+        vectors = "" if self.vectors_per_sample == 1 else f" of {self.vectors_per_sample:,} vectors each"
+        head = f"{self.samples:,} samples{vectors}: {self.two_qubit_gates:,} two-qubit gates in all ({counted})."
         foot = (
             f"Jobs hold up to {TWO_QUBIT_GATES_PER_JOB:,} two-qubit gates and {SHOTS_PER_JOB:,} shots. Seconds are a "
             "rough model of an IBM device, without queueing and host time."
@@ -172,11 +175,16 @@ def gate_counts(qc: QuantumCircuit) -> GateCounts:
     Raises:
         InvalidInputError: if the circuit has control flow, or a gate on more than two qubits has no definition.
     """
-    plain = unrolled(qc, lambda gate: gate.num_qubits <= 2 and (is_standard(gate) or gate.definition is None))
+    plain = unrolled(qc, _is_counted)
     sizes = [len(item.qubits) for item in plain.data if item.operation.name not in _IGNORED]
     one, two = sizes.count(1), sizes.count(2)
     depth = plain.depth(lambda item: item.operation.name not in _IGNORED)
     return {"one_qubit": one, "two_qubit": two, "depth": depth, "total": len(sizes)}
+
+
+def _is_counted(gate: Any) -> bool:
+    """Whether a gate counts as it is; a swap counts as the three CX that it takes."""
+    return gate.num_qubits <= 2 and gate.name != "swap" and (is_standard(gate) or gate.definition is None)
 
 
 def count_gates(
@@ -206,15 +214,17 @@ def count_gates(
     }
 
 
-def estimate_cost(hybrid: nn.Module, n_samples: int) -> Cost:
+def estimate_cost(hybrid: nn.Module, n_samples: int, *, vectors_per_sample: int = 1) -> Cost:
     """What running a hybrid network on ``n_samples`` vectors takes; nothing is run.
 
-    Every stage (a linear circuit of a layer) is taken to act on one vector a sample. Its circuits prepare a generic
+    Every stage (a linear circuit of a layer) is taken to act on ``vectors_per_sample`` vectors a sample: 1 for a plain
+    network, the number of tokens or positions where a layer acts on each of them. Its circuits prepare a generic
     vector and run the circuit; they are transpiled where the executor has a ``backend``.
 
     Args:
         hybrid: a model with :class:`~unbraid.QuantumLinear` layers.
         n_samples: inputs to run, at least 1.
+        vectors_per_sample: vectors that each layer gets from one input.
 
     Returns:
         A :class:`Cost`. "exact" counts one simulated circuit a vector, without shots, jobs and device time.
@@ -222,14 +232,15 @@ def estimate_cost(hybrid: nn.Module, n_samples: int) -> Cost:
     Raises:
         InvalidInputError: if there is nothing quantum in the model, or ``n_samples`` is no positive integer.
     """
-    if isinstance(n_samples, bool) or not isinstance(n_samples, int) or n_samples < 1:
-        raise InvalidInputError(f"n_samples must be a positive integer; got {n_samples!r}.")
+    for value, name in ((n_samples, "n_samples"), (vectors_per_sample, "vectors_per_sample")):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InvalidInputError(f"{name} must be a positive integer; got {value!r}.")
     layers = list(_quantum_layers(hybrid))
     if not layers:
         raise InvalidInputError(
             "This model has no quantum layers. Make it a hybrid first: unbraid.to_quantum(model, executor)."
         )
-    stages = tuple(_stage_cost(stage, n_samples) for layer in layers for stage in layer.stages())
+    stages = tuple(_stage_cost(stage, n_samples * vectors_per_sample) for layer in layers for stage in layer.stages())
     return Cost(
         samples=n_samples,
         circuits=sum(stage.circuits for stage in stages),
@@ -239,11 +250,12 @@ def estimate_cost(hybrid: nn.Module, n_samples: int) -> Cost:
         jobs=sum(stage.jobs for stage in stages),
         seconds=sum(stage.seconds for stage in stages),
         stages=stages,
+        vectors_per_sample=vectors_per_sample,
     )
 
 
 def _quantum_layers(hybrid: nn.Module) -> Iterator[Any]:
-    for module in hybrid.modules():
+    for _, module in hybrid.named_modules(remove_duplicate=False):  # a layer used twice runs twice
         stages = getattr(module, "stages", None)
         # Vision models have a ModuleList of that name, and modules are callable.
         if callable(stages) and not isinstance(stages, nn.Module):

@@ -17,6 +17,7 @@ from unbraid.circuits import Circuit
 from unbraid.ground.errors import InvalidInputError, require_choice
 from unbraid.ground.random import stream
 from unbraid.nn.layers import DisentangledLinear
+from unbraid.nn.surgery import replace_modules
 from unbraid.quantum.encode import ENCODINGS
 from unbraid.quantum.execute import Executor, TorchExecutor, count_qubits
 from unbraid.quantum.readout import READOUTS, read_out
@@ -225,15 +226,13 @@ def to_quantum(
             f"to_quantum needs a model with a DisentangledLinear layer; {type(model).__name__} has none. Use "
             "disentangle_layers first."
         )
+    replacements: dict[nn.Module, nn.Module] = {}
     for name, layer in found:
         quantum = QuantumLinear(
             layer, executor, name=name or "layer", encoding=encoding, readout=readout, shots=shots, seed=seed
         ).eval()
-        if not name:
-            return quantum
-        parent, _, child = name.rpartition(".")
-        setattr(hybrid.get_submodule(parent), child, quantum)
-    return hybrid
+        replacements[layer] = quantum
+    return replace_modules(hybrid, replacements)
 
 
 def _has_gates(circuit: Circuit) -> bool:

@@ -130,7 +130,7 @@ def load_dataset(
         test=(to_rows(test_images, size), torch.tensor(test_labels).to(torch.int64)),
         classes=published.classes,
         provenance=f"{pixels.provenance}; {len(chosen)} of {len(y)} training images for validation, by class, "
-        f"seed {seed}" + (f"; padded to 32x32, block means to {size}x{size}" if resized else ""),
+        f"seed {seed}" + (f"; scaled to {size}x{size} by block means, 28x28 padded to 32x32 before" if resized else ""),
     )
 
 
@@ -168,7 +168,7 @@ def load_tensors_dataset(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor]:
         )
     if len(x) != len(y) or not len(y):
         raise InvalidInputError(
-            f"x and y in {path} must have the same number of rows, not 0; got {len(x)} and {len(y)}."
+            f"x and y in {path} must have the same number of rows, at least one; got {len(x)} and {len(y)}."
         )
     x, y = x.to(torch.float32), y.to(torch.int64)
     require_finite(x, f"x in {path}")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import nn
 
+from unbraid.disentangling import Disentangled
 from unbraid.ground.manifest import build_manifest
-from unbraid.nn import accuracy, heal
+from unbraid.nn import heal
 from unbraid.nn.heal import History
 from unbraid.recipes.datasets import Dataset
-from unbraid.report import Report
+from unbraid.report import Report, evaluate
 
 
 @dataclass
@@ -34,10 +35,14 @@ class Steps:
     histories: dict[str, History] = field(default_factory=dict)
 
     def add(self, name: str, model: nn.Module) -> None:
-        """Note a network."""
+        """Note a network.
+
+        Raises:
+            InvalidInputError: if the data do not fit it.
+        """
         self.parameters[name] = sum(parameter.numel() for parameter in model.parameters())
         if self.dataset is not None:
-            self.accuracy[name] = accuracy(model, *self.dataset.test)
+            (self.accuracy[name],) = evaluate(model, self.dataset.test).accuracy.values()
 
     def heal(self, name: str, model: nn.Module, epochs: int, lr: float, checkpoint_dir: str | os.PathLike[str]) -> None:
         """Heal a network on the training part, choose its best epoch on the validation part, and note it.
@@ -58,14 +63,23 @@ class Steps:
         )
         self.add(name, model)
 
-    def report(self, title: str, extra: dict[str, Any] | None = None) -> Report:
-        """The report of all steps."""
+    def report(self, title: str, results: Mapping[str, Disentangled] | None = None) -> Report:
+        """The report of all steps, with the outcomes of disentangled layers; of a single one also at the top level."""
+        found = {} if results is None else dict(results)
+        only = next(iter(found.values())) if len(found) == 1 else None
+        outcomes = {
+            name: {"overlap": result.overlap, "ceiling": result.ceiling, "status": result.status}
+            for name, result in found.items()
+        }
         data = None if self.dataset is None else self.dataset.describe()
         return Report(
             title=title,
             accuracy=dict(self.accuracy),
             parameters=dict(self.parameters),
+            samples={} if self.dataset is None else dict.fromkeys(self.accuracy, len(self.dataset.test[1])),
             curves={f"{name}: training loss": history.train_loss for name, history in self.histories.items()},
             manifest=build_manifest(seeds={"seed": self.seed}, data=data),
-            extra=extra or {},
+            overlap=None if only is None else only.overlap,
+            ceiling=None if only is None else only.ceiling,
+            extra={"disentangling": outcomes} if outcomes else {},
         )

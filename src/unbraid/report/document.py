@@ -15,7 +15,7 @@ from typing import Any
 from unbraid.ground.errors import InvalidInputError, require_extra
 from unbraid.ground.files import make_directory, written_beside
 from unbraid.report.page import render
-from unbraid.report.plots import figures
+from unbraid.report.plots import PLOTS, figures
 from unbraid.report.wording import duration, meaning, number, percent
 
 # Steps that have no count of their own in ``parameters`` are networks of the same size as another.
@@ -94,8 +94,7 @@ class Report:
         dense = self.parameters.get("dense")
         sizes = self.parameters
         measured = {step: sizes.get(step, sizes.get(_SAME_SIZE.get(step, ""))) for step in self.accuracy}
-        # Networks of which only the size is known stand first.
-        counts = {**{step: size for step, size in sizes.items() if size not in measured.values()}, **measured}
+        counts: dict[str, int | None] = {**measured} if measured else {**sizes}
         rows = []
         for step, count in counts.items():
             fraction, images = self.accuracy.get(step), self.samples.get(step)
@@ -124,7 +123,7 @@ class Report:
             words = " → ".join(f"{means[name]:.2f}" for name in ("before", "after") if name in means)
             most = f" (maximum {means['maximum']:.2f})" if "maximum" in means else ""
             found.append(("mean bond entropy", f"{words} nats{most}"))
-        for key, label in (("two_qubit", "two-qubit gates"), ("depth", "circuit depth")):
+        for key, label in (("two_qubit", "two-qubit gates of the circuits"), ("depth", "their depth, in turn")):
             totals = {
                 kind: parts["total"][key] for kind, parts in self.gates.items() if key in (parts or {}).get("total", {})
             }
@@ -135,7 +134,9 @@ class Report:
             f"{number(self.cost[key])} {key}" for key in ("circuits", "shots") if isinstance(self.cost.get(key), int)
         ]
         if spent:
-            found.append(("quantum cost", ", ".join(spent)))
+            images = self.cost.get("samples")
+            what = f" for {number(images)} inputs, state preparation included" if isinstance(images, int) else ""
+            found.append(("quantum cost", ", ".join(spent) + what))
         if self.seconds:
             found.append(("wall time", duration(sum(self.seconds.values()))))
         return found
@@ -165,6 +166,9 @@ class Report:
         with ExitStack() as together:
             for name, text in files.items():
                 together.enter_context(written_beside(place / name)).write_text(text, encoding="utf-8", newline="\n")
+        for plot in PLOTS:
+            if plot not in plots:  # of an earlier report in the same place
+                (place / f"{plot}.svg").unlink(missing_ok=True)
         return place / "report.html"
 
 

@@ -66,6 +66,9 @@ def evaluate(
     seconds["evaluate"] = time.perf_counter() - started
     if quantum:
         circuits, shots = (now - then for now, then in zip(_spent(quantum), before, strict=True))
+        expected = cost["estimated"]["circuits"]
+        if expected and circuits > expected and circuits % expected == 0:  # layers got several vectors a sample
+            cost, gates = _estimated(model, quantum, len(x), circuits // expected)
         cost |= {"circuits": circuits, "shots": shots}
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Report(
@@ -171,12 +174,14 @@ def _spent(quantum: dict[str, Any]) -> tuple[int, int]:
     return sum(part.circuits for part in used), sum(part.shots for part in used)
 
 
-def _estimated(model: nn.Module, quantum: dict[str, Any], samples: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Cost and gates before running, as the report's ``cost`` and ``gates``."""
+def _estimated(
+    model: nn.Module, quantum: dict[str, Any], samples: int, vectors_per_sample: int = 1
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Cost and gates by estimate, as the report's ``cost`` and ``gates``."""
     from unbraid.quantum.convert import to_qiskit
     from unbraid.quantum.cost import estimate_cost, gate_counts
 
-    estimate = estimate_cost(model, samples)
+    estimate = estimate_cost(model, samples, vectors_per_sample=vectors_per_sample)
     cost = {
         "samples": samples,
         "two_qubit_gates": estimate.two_qubit_gates,

@@ -212,6 +212,9 @@ def save_png(path: str | os.PathLike[str], draw: Callable[[Axes], Axes]) -> None
     write_bytes(path, stream.getvalue())
 
 
+PLOTS = ("accuracy", "entropies", "overlap", "training")  # what figures() may give
+
+
 def figures(report: Report) -> dict[str, str]:
     """The plots that the data of a report allow, as SVG by file name: accuracy, entropies, overlap, training.
 

@@ -287,29 +287,44 @@ class MPO:
             InvalidInputError: if a limit makes no sense.
         """
         check_limits(max_bond, rel_error, None)
-        cores, log_norm = chain.canonicalize(self._wide_chain(), 0)
-        values, _ = chain.schmidt_values(cores)
-        eps = torch.finfo(self.dtype).eps
-        bound = rel_error if rel_error is not None else None if max_bond else 4 * eps
-        legs = [o * i for o, i in zip(self.out_dims, self.in_dims, strict=True)]
-        ranks = chain.choose_ranks(values, legs, max_bond=max_bond, rel_error=bound)
-        lowered, log_factor = chain.truncate(cores, ranks)
-        if rel_error is not None:
-            reference = [*cores[:-1], -cores[-1]]
-
-            def allowed(trial: chain.Chain) -> bool:
-                _, log_error = chain.canonicalize(chain.add(trial, reference), 0)
-                return float(torch.exp(log_error)) <= rel_error
-
-            whole = [*lowered[:-1], lowered[-1] * torch.exp(log_factor).to(lowered[-1].dtype)]
-            if allowed(whole):
-                lowered, log_factor = chain.canonicalize(chain.lower_ranks(whole, allowed), self.num_sites - 1)
-        return self._like(
-            [core.to(self.dtype) for core in lowered], self.log_scale + log_norm + log_factor, self.num_sites - 1
+        wide = self._wide_chain()
+        cores, log_norm = chain.canonicalize(
+            [core.to(torch.complex128 if core.is_complex() else torch.float64) for core in wide], 0
         )
+        if rel_error is None:
+            lowered, log_factor = self._truncated(
+                cores, max_bond, None if max_bond else 4 * torch.finfo(self.dtype).eps
+            )
+            return self._like(
+                [core.to(self.dtype) for core in lowered], self.log_scale + log_norm + log_factor, self.num_sites - 1
+            )
+
+        def error(trial: Sequence[Tensor]) -> float:
+            """Of a chain as it will be stored, relative to the operator."""
+            stored = [core.to(self.dtype).to(cores[0].dtype) for core in trial]
+            difference, log_size = chain.canonicalize(chain.add(stored, negative), 0)
+            return float(torch.exp(log_size) * torch.linalg.vector_norm(difference[0]))  # a zero keeps its zeros
+
+        negative = [*cores[:-1], -cores[-1]]
+        for bound in (rel_error, rel_error / 2, rel_error / 8, 0.0):  # near rounding a tighter truncation may be needed
+            lowered, log_factor = self._truncated(cores, max_bond, bound)
+            whole = spread_scale(lowered, log_factor)
+            fits = error(whole) <= rel_error
+            if fits:
+                whole = chain.lower_ranks(whole, lambda trial: error(trial) <= rel_error)
+            if fits or max_bond is not None:
+                return self._like([core.to(self.dtype) for core in whole], self.log_scale + log_norm)
+        return self
+
+    def _truncated(
+        self, cores: chain.Chain, max_bond: int | None, rel_error: float | None
+    ) -> tuple[chain.Chain, Tensor]:
+        values, _ = chain.schmidt_values(cores)
+        legs = [o * i for o, i in zip(self.out_dims, self.in_dims, strict=True)]
+        return chain.truncate(cores, chain.choose_ranks(values, legs, max_bond=max_bond, rel_error=rel_error))
 
     def schmidt_values(self, bond: int) -> Tensor:
-        """Singular values between the sites up to ``bond`` and the rest, descending; shape (rank,).
+        """Singular values between the sites up to ``bond`` and the rest, descending; shape (rank,), float64.
 
         Raises:
             InvalidInputError: if there is no such bond.
@@ -318,7 +333,8 @@ class MPO:
             raise InvalidInputError(f"bond must be from 0 to {self.num_sites - 2}; got {bond}.")
         cores, log_norm = chain.canonicalize(self._wide_chain(), bond)
         left, leg, right = cores[bond].shape
-        return self._scaled(torch.linalg.svdvals(cores[bond].reshape(left * leg, right)), log_norm)
+        values = torch.linalg.svdvals(cores[bond].reshape(left * leg, right)).double()
+        return values * torch.exp(self.log_scale + log_norm)
 
     def entropies(self) -> Tensor:
         """Bond entropies in nats, shape (sites - 1,) (Eq. 5 of the paper).
@@ -332,9 +348,9 @@ class MPO:
         return torch.stack([bond_entropy(s) for s in values])
 
     def norm(self) -> Tensor:
-        """Frobenius norm of the padded operator, a real scalar."""
-        mantissa, log_square = chain.inner(self._chain(), self._chain())
-        return self._scaled(mantissa.real.clamp(min=0).sqrt(), log_square / 2)
+        """Frobenius norm of the padded operator, a float64 scalar: that of fifty sites would overflow float32."""
+        mantissa, log_square = chain.inner(self._wide_chain(), self._wide_chain())
+        return mantissa.real.clamp(min=0).double().sqrt() * torch.exp(self.log_scale + log_square / 2)
 
     def __add__(self, other: MPO) -> MPO:
         """Sum; bonds add up."""
