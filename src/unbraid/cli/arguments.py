@@ -80,12 +80,20 @@ def load_rows(name: str, data_dir: Path | None, seed: int, size: int | None, dow
     """
     _check_name(name)
     if _is_file(name):
+        _refuse_size(size)
         return load_tensors_dataset(name)
     return load_data(name, data_dir, seed, size, download).test
 
 
 def _is_file(name: str) -> bool:
     return name not in DATASETS and (name.endswith(".safetensors") or Path(name).is_file())
+
+
+def _refuse_size(size: int | None) -> None:
+    if size is not None:
+        raise InvalidInputError(
+            "--size scales the images of a named data set; scale those of a file before writing it."
+        )
 
 
 def _check_name(name: str) -> None:

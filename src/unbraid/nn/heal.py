@@ -145,6 +145,7 @@ def heal(
                 waited = len(history.train_loss) - 1 - history.best_epoch
                 history.status = "stopped_early" if patience is not None and waited >= patience else "running"
 
+    settled = best_state  # what the checkpoint, if there is one, knows as the best
     try:
         with keeping_modes(model), progress.task("heal", epochs) as advance:
             advance(len(history.train_loss))
@@ -164,6 +165,8 @@ def heal(
                 if validation is None or _score(history, epoch) > _score(history, history.best_epoch):
                     history.best_epoch = epoch
                     best_state = _snapshot(model)
+                    if place is None:
+                        settled = best_state
                 if patience is not None and epoch - history.best_epoch >= patience:
                     history.status = "stopped_early"
                 answers = [callback(epoch + 1, history) for callback in callbacks]
@@ -172,9 +175,10 @@ def heal(
                 if place is not None:
                     state = {"start": start, "best": best_state, "history": vars(history)}
                     _save(place, problem, state, model, chosen, schedule)
+                    settled = best_state
                 advance(note=f"loss {history.train_loss[-1]:.4f}")
     finally:  # also after an interrupt
-        model.load_state_dict(best_state)
+        model.load_state_dict(settled)
     return history
 
 
