@@ -360,13 +360,21 @@ def main() -> None:
             traceback.print_exc()
         _fail(f"Unexpected {type(error).__name__}: {error}\nSet UNBRAID_DEBUG=1 to see where it happened.", 70)
     if code == INTERRUPTED:
-        _fail("Interrupted.", INTERRUPTED)
+        _report("Interrupted.")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Python would end by the signal, not with this code, where an extension module had been running Python code.
+        os._exit(INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str, code: int) -> None:
-    errors.print(f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    _report(message)
     sys.exit(code)
+
+
+def _report(message: str) -> None:
+    errors.print(f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True)
 
 
 def _finish(
