@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from unbraid.ground.errors import InvalidInputError
 from unbraid.tensors import MPO, MPS
-from unbraid.tensors.entanglement import bond_entropy, bond_for_error, maximum_entropies
+from unbraid.tensors.entanglement import bond_entropy, maximum_entropies
 from unbraid.tensors.mps import apply
 
 SEEDS = st.integers(0, 10_000)
@@ -90,18 +90,6 @@ def test_bad_cores_and_sizes_are_refused():
         MPS([torch.ones(1, 4, 1)], size=2)
     with pytest.raises(InvalidInputError):
         MPS([torch.ones(1, 4, 1)], size=0)
-
-
-@given(st.lists(st.floats(1e-3, 1), min_size=1, max_size=8), st.floats(0.01, 0.99))
-def test_bond_for_error_is_the_smallest_rank_within_the_error(values, rel_error):
-    s = torch.tensor(sorted(values, reverse=True), dtype=torch.float64)
-    rank = bond_for_error(s, rel_error)
-
-    def dropped(r):
-        return float((s[r:] ** 2).sum() / (s**2).sum())
-
-    assert dropped(rank) <= rel_error**2 + 1e-12
-    assert rank == 1 or dropped(rank - 1) > rel_error**2 - 1e-12
 
 
 def test_bond_entropy_is_scale_free_and_at_most_maximal():

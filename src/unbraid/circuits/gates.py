@@ -10,14 +10,12 @@ Legend: d is the dimension of a gate, the product of the dimensions of its wires
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from unbraid.ground.errors import InvalidInputError
 
-GroupName = Literal["so", "o", "u"]
 GROUPS: tuple[str, ...] = ("so", "o", "u")
 
 _H = 1 / math.sqrt(2)

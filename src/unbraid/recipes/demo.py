@@ -30,12 +30,11 @@ from unbraid.quantum import (
     to_quantum,
     write_qpy,
 )
-from unbraid.recipes.pipeline import TARGET, Networks, Settings, build_networks, timed
+from unbraid.recipes.pipeline import SHOTS, TARGET, Networks, Settings, build_networks, timed
 from unbraid.report import Report
 from unbraid.report.drawing import draw_circuit
 from unbraid.tensors.entanglement import maximum_entropies
 
-SHOTS = 20_000  # a vector and stage
 AER_IMAGES = 50
 _STEPS = ("dense", "mpo", "healed", "explicit", "disentangled", "exact", "hybrid")
 QASM_TOLERANCE = 1e-5  # gates are float32

@@ -12,10 +12,8 @@ from unbraid.circuits import Circuit
 from unbraid.nn import DisentangledLinear, accuracy, heal, tensorize
 from unbraid.nn.surgery import replace_modules
 from unbraid.quantum import TorchExecutor, to_quantum
-from unbraid.recipes.pipeline import TARGET, Networks, Settings, build_networks
+from unbraid.recipes.pipeline import SHOTS, TARGET, Networks, Settings, build_networks
 from unbraid.tensors import MPO
-
-SHOTS = 20_000
 
 # name, kind, what it is
 ROWS = (

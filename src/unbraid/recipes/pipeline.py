@@ -20,6 +20,7 @@ from unbraid.recipes.datasets import Dataset, load_dataset
 from unbraid.recipes.models import digits_mlp
 
 TARGET = "hidden"
+SHOTS = 20_000  # a vector and stage, where circuits are sampled
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,3 @@ def bond_entropy(schmidt_values: Tensor) -> Tensor:
 def maximum_entropies(bond_dims: Sequence[int]) -> list[float]:
     """log(bond dimension) a bond: the terms of Eq. (6)."""
     return [math.log(bond) for bond in bond_dims]
-
-
-def bond_for_error(schmidt_values: Tensor, rel_error: float) -> int:
-    """Smallest rank at one bond whose dropped weight is at most ``rel_error**2`` of the whole."""
-    weights = schmidt_values.abs().double() ** 2
-    dropped = weights.flip(0).cumsum(0).flip(0)  # dropped[r]: weight lost if r values are kept
-    return max(1, int((dropped > rel_error**2 * weights.sum()).sum()))

@@ -396,8 +396,8 @@ class MPO:
             core * (torch.exp(log_size) / size).to(core.real.dtype) for core, size in zip(cores, sizes, strict=True)
         ]
 
-    def _scaled(self, tensor: Tensor, extra: Tensor | float = 0.0) -> Tensor:
-        return tensor * torch.exp(self.log_scale + extra).to(tensor.real.dtype if tensor.is_complex() else tensor.dtype)
+    def _scaled(self, tensor: Tensor) -> Tensor:
+        return tensor * torch.exp(self.log_scale).to(tensor.real.dtype if tensor.is_complex() else tensor.dtype)
 
     def _check_legs(self, other: MPO) -> None:
         mine, theirs = (self.out_dims, self.in_dims, self.shape), (other.out_dims, other.in_dims, other.shape)
