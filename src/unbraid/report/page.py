@@ -57,7 +57,7 @@ _CAPTIONS = {
     "overlap": "Overlap of circuits and core with the original layer after each sweep. The ceiling bounds what "
     "orthogonal circuits of any depth could reach with a core of this bond dimension.",
     "entropies": "Entanglement entropy at each bond of the layer: before, and after its circuits are undone. The "
-    "maximum is the logarithm of the bond dimension.",
+    "maximum is the logarithm of the bond dimension before; entropies after may exceed it.",
 }
 _COUNTS = {"one_qubit": "one-qubit gates", "two_qubit": "two-qubit gates", "depth": "depth"}
 _COST = {
