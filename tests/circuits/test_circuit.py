@@ -241,7 +241,7 @@ def test_parameter_and_cnot_counts():
     assert Circuit(brickwall(4, 2)).cnot_count == 6
     assert Circuit(scaffold(4, 2)).num_parameters == 12
     assert Circuit(scaffold(4, 2)).cnot_count == 3
-    assert Circuit(brickwall(3, 1, body=3)).cnot_count == 19
+    assert Circuit(brickwall(3, 1, body=3)).cnot_count == 13
     assert Circuit(brickwall(2, 1, gate="u")).num_parameters == 16
     reflection = torch.diag(torch.tensor([1.0, 1.0, 1.0, -1.0]))
     assert Circuit.from_gates(2, [(reflection, (0, 1))]).cnot_count == 3

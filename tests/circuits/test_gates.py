@@ -144,7 +144,9 @@ def test_fixed_gates_need_qubits(dims):
 
 
 def test_cnot_costs():
-    assert [cnot_cost("so", d) for d in (1, 2, 4, 8, 16, 32, 64)] == [0, 0, 2, 19, 95, 423, 1783]
+    assert [cnot_cost("so", d) for d in (1, 2, 4, 8, 16, 32, 64)] == [0, 0, 2, 13, 60, 423, 1783]
+    assert [cnot_cost("o", d, -1.0) for d in (8, 16)] == [cnot_cost("u", d) for d in (8, 16)] == [19, 95]
+    assert [cnot_cost("o", d, 1.0) for d in (8, 16)] == [13, 60]
     assert cnot_cost("o", 4, -1.0) == 3
     assert cnot_cost("o", 4, 1.0) == 2
     assert cnot_cost("u", 4) == 3

@@ -139,12 +139,36 @@ def test_other_wires_and_nonlinear_circuits_are_refused():
     assert [to_qiskit(segment).num_qubits for segment in nonlinear.segments()] == [3, 3]
 
 
-@pytest.mark.parametrize(("group", "body"), [("so", 1), ("so", 2), ("so", 3), ("o", 2), ("u", 2)])
+@pytest.mark.parametrize(("group", "body"), [("so", 1), ("so", 2), ("so", 3), ("so", 4), ("o", 2), ("u", 2)])
 def test_cnots_are_as_announced(group, body):
     circuit = Circuit(brickwall(4, 3, body=body, gate=group), init="random", seed=3)
-    found = to_qiskit(circuit).count_ops().get("cx", 0)
+    assert to_qiskit(circuit).count_ops().get("cx", 0) == circuit.cnot_count
+
+
+def test_reflections_on_three_qubits_are_qiskits():
+    circuit = Circuit(brickwall(3, 3, body=3, gate="o"), init="random", seed=3, dtype=torch.float64)
+    qc = to_qiskit(circuit)
     # Of one real gate in four the quantum Shannon decomposition saves a CNOT.
-    assert found == circuit.cnot_count or (body == 3 and circuit.cnot_count - 3 <= found < circuit.cnot_count)
+    assert circuit.cnot_count - 3 <= qc.count_ops()["cx"] <= circuit.cnot_count
+    assert "rz" in qc.count_ops()
+    np.testing.assert_allclose(matrix(qc), ours(circuit), atol=1e-12)
+
+
+def test_where_the_search_fails_qiskit_synthesises(monkeypatch):
+    monkeypatch.setattr("unbraid.quantum.templates.SEARCH", {3: ()})
+    circuit = Circuit(brickwall(3, 1, body=3), init="random", seed=4, dtype=torch.float64)
+    qc = to_qiskit(circuit)
+    assert qc.count_ops()["cx"] > 13
+    np.testing.assert_allclose(matrix(qc), ours(circuit), atol=1e-12)
+
+
+def test_searched_gates_go_through_both_formats(tmp_path):
+    circuit = Circuit(brickwall(4, 2, body=3), init="random", seed=6, mirrored=True, dtype=torch.float64)
+    qc = to_qiskit(circuit)
+    assert set(qc.count_ops()) == {"ry", "cx"}
+    np.testing.assert_allclose(matrix(from_qasm3(to_qasm3(qc))), ours(circuit), atol=1e-12)
+    write_qpy(tmp_path / "circuit.qpy", qc)
+    assert read_qpy(tmp_path / "circuit.qpy") == [qc]
 
 
 def test_float32_circuits_convert():

@@ -29,8 +29,9 @@ FIXED_GATES: dict[str, list[list[float]]] = {
 }
 FIXED_CNOTS = {"cnot": 1, "cz": 1, "swap": 3, "h": 0, "x": 0, "z": 0}
 
-# CNOTs of Qiskit's synthesis of a generic gate on 3..6 qubits (quantum Shannon decomposition); realness saves none
-# there.
+# CNOTs of a rotation, and of Qiskit's synthesis (quantum Shannon decomposition) of any other generic gate; realness
+# saves none there.
+_ROTATION_CNOTS = {3: 13, 4: 60}
 _SHANNON_CNOTS = {3: 19, 4: 95, 5: 423, 6: 1783}
 
 
@@ -129,7 +130,8 @@ def fixed_gate(name: str, dims: tuple[int, ...]) -> Tensor:
 def cnot_cost(group: str, d: int, determinant: float = 1.0) -> int:
     """CNOTs of a generic gate as this package exports it.
 
-    SO(2): 0. SO(4): 2, O(4) of determinant -1: 3, U(4): 3. Three to six qubits: what Qiskit's synthesis takes.
+    SO(2): 0. SO(4): 2, O(4) of determinant -1: 3, U(4): 3. SO(8): 13, SO(16): 60. Other gates on three to six qubits:
+    what Qiskit's synthesis takes. Special gates may take fewer.
 
     Raises:
         InvalidInputError: if the gate does not act on one to six qubits.
@@ -141,4 +143,6 @@ def cnot_cost(group: str, d: int, determinant: float = 1.0) -> int:
         return 0
     if qubits == 2:
         return 3 if group == "u" or determinant < 0 else 2
+    if group != "u" and determinant > 0 and qubits in _ROTATION_CNOTS:
+        return _ROTATION_CNOTS[qubits]
     return _SHANNON_CNOTS[qubits]

@@ -7,6 +7,7 @@ from unbraid.quantum.execute import Execution, TorchExecutor
 from unbraid.quantum.hybrid import QuantumLinear, Stage, to_quantum
 from unbraid.quantum.readout import ReadOut, read_out
 from unbraid.quantum.samplers import AerExecutor, SamplerExecutor
+from unbraid.quantum.synthesis import synthesize_orthogonal
 
 __all__ = [
     "AerExecutor",
@@ -25,6 +26,7 @@ __all__ = [
     "from_qiskit",
     "read_out",
     "read_qpy",
+    "synthesize_orthogonal",
     "to_qasm3",
     "to_qiskit",
     "to_quantum",

@@ -13,6 +13,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,9 @@ from qiskit.synthesis import qs_decomposition
 from torch import Tensor
 
 from unbraid.circuits import Circuit
-from unbraid.ground.errors import FileFormatError, InvalidInputError
+from unbraid.ground.errors import DidNotConvergeError, FileFormatError, InvalidInputError
 from unbraid.ground.files import written_beside
-from unbraid.quantum.synthesis import nearest_orthogonal, orthogonal_circuit
+from unbraid.quantum.synthesis import nearest_orthogonal, orthogonal_circuit, synthesize_orthogonal
 
 # Gates of stdgates.inc with the same matrix, phase included, in Qiskit. "u" is not among them: conventions for
 # the phase of U differ between tools.
@@ -94,8 +96,9 @@ def gate_qubits(sites: Sequence[int], n: int) -> list[int]:
 def to_qiskit(circuit: Circuit) -> QuantumCircuit:
     """A linear circuit as gates of Qiskit, with the same matrix, its sign included.
 
-    Wires of dimension 1 are dropped, wires of dimension 2^m become m qubits. Real one- and two-qubit gates become Ry
-    and CX in closed form; larger ones the quantum Shannon decomposition (u, rz, h, cx); complex ones u and cx.
+    Wires of dimension 1 are dropped, wires of dimension 2^m become m qubits. Real gates on up to four qubits become Ry
+    and CX (see :func:`~unbraid.quantum.synthesis.synthesize_orthogonal`); larger ones, and those of determinant -1 on
+    three and four qubits, the quantum Shannon decomposition (u, rz, h, cx); complex ones u and cx.
 
     Args:
         circuit: without nonlinearities; trained values are copied.
@@ -138,7 +141,9 @@ def _append(qc: QuantumCircuit, matrix: NDArray[Any], sites: Sequence[int]) -> N
 
 
 def synthesize(matrix: Any) -> QuantumCircuit:
-    """One gate as a circuit of Ry, CX and Z (real, one or two qubits) or of u, rz, h and cx; phase included.
+    """One gate as a circuit of Ry, CX and Z (real, up to four qubits) or of u, rz, h and cx; phase included.
+
+    Real gates on three and four qubits are of Ry and CX where the determinant is 1 and the search for angles converges.
 
     Args:
         matrix: shape (2^k, 2^k), k >= 1, orthogonal or unitary to within 1e-4.
@@ -156,7 +161,15 @@ def synthesize(matrix: Any) -> QuantumCircuit:
     if size <= 4 and not np.iscomplexobj(gate):
         return orthogonal_circuit(gate)
     exact = nearest_orthogonal(gate, size)
+    if size <= 16 and not np.iscomplexobj(exact) and np.linalg.det(exact) > 0:
+        with suppress(DidNotConvergeError):
+            return _rotation(exact.tobytes(), size).copy()
     return UnitaryGate(exact, check_input=False).definition if size <= 4 else qs_decomposition(exact.astype(complex))
+
+
+@lru_cache(maxsize=1024)  # the same circuit is counted, exported and run
+def _rotation(data: bytes, size: int) -> QuantumCircuit:
+    return synthesize_orthogonal(np.frombuffer(data).reshape(size, size))
 
 
 def from_qiskit(qc: QuantumCircuit, *, dtype: torch.dtype | None = torch.float64) -> Circuit:
@@ -258,7 +271,7 @@ class _Blocks:
             self.waiting = [block for block in self.waiting if not set(block[2]) & set(qubits)]
             name = touching[0][0]
             matrix, qubits = _product([*((part, on) for _, part, on in touching), (matrix, qubits)], name)
-        real, phase = _real_part(matrix)
+        real, phase = real_part(matrix)
         if real is None:
             self.waiting.append((name, matrix, qubits))
             return
@@ -298,7 +311,7 @@ def _product(
     return np.asarray(total.data), union
 
 
-def _real_part(matrix: NDArray[np.complex128]) -> tuple[NDArray[np.float64] | None, float]:
+def real_part(matrix: NDArray[np.complex128]) -> tuple[NDArray[np.float64] | None, float]:
     """``matrix = exp(i phase) real`` with a phase in (-pi/2, pi/2], or (None, 0)."""
     largest = matrix.flat[int(np.argmax(np.abs(matrix)))]
     phase = float(np.angle(largest))

@@ -1,4 +1,6 @@
-"""Real gates as Ry rotations and CNOTs, in closed form and without a leftover sign.
+"""Real gates as Ry rotations and CNOTs, without a leftover sign.
+
+Gates on one and two qubits are found in closed form, here; those on three and four in :mod:`unbraid.quantum.templates`.
 
 so(4) is two commuting copies of su(2), spanned by ``-iY⊗I, -iZ⊗Y, -iX⊗Y`` and by ``-iI⊗Y, -iY⊗X, -iY⊗Z``. A CNOT whose
 control is the first wire carries ``Y⊗I`` to ``Y⊗X`` and ``I⊗Y`` to ``Z⊗Y``: it swaps the copies. Hence
@@ -18,13 +20,16 @@ real derivation by two copies of su(2) is ours.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from qiskit import QuantumCircuit
+from qiskit.quantum_info import Operator
 
-from unbraid.ground.errors import InvalidInputError
+from unbraid.ground.errors import DidNotConvergeError, InvalidInputError
+from unbraid.quantum.templates import search
 
 Matrix = NDArray[np.float64]
 
@@ -123,6 +128,92 @@ def orthogonal_circuit(matrix: Any) -> QuantumCircuit:
         add_ry(circuit, float(angles[2 * column]), first)
         add_ry(circuit, float(angles[2 * column + 1]), second)
     return circuit
+
+
+def synthesize_orthogonal(matrix: Any, *, tolerance: float = 1e-10) -> QuantumCircuit:
+    """A real orthogonal gate on one to four qubits as Ry, and CX between neighbours on a line.
+
+    SO(2) takes one Ry, SO(4) two CX, SO(8) thirteen and SO(16) sixty; Qiskit's synthesis, which gains nothing from
+    realness at three and more qubits, takes 19 and 95 between any two qubits. Products of gates on fewer qubits, and
+    gates of two layers of two-qubit gates, take fewer. At three and four qubits the angles are found numerically, the
+    same every time. A gate of SO(8) that is not special itself but within about 1e-4 of a permutation, a controlled
+    gate or two two-qubit gates may take 14 or 15 CX; of these a few are not found.
+
+    Determinant -1: on one qubit a Z is added, on two qubits one CX; products may hold a Z too. On three and more qubits
+    no circuit of Ry, X, Z and CX has it: each of them leaves a qubit alone, so its determinant is that of its small
+    matrix to an even power.
+
+    Args:
+        matrix: shape (2^k, 2^k) with k from 1 to 4, orthogonal to within 1e-4; its nearest orthogonal matrix is
+            synthesised.
+        tolerance: largest error of an entry, between 0 and 1. Whatever it is, no sign and no global phase is left over.
+
+    Returns:
+        A circuit on k qubits whose matrix has been multiplied out and compared. The first wire of the gate is the last
+        qubit; CX join neighbouring qubits only.
+
+    Raises:
+        InvalidInputError: if the matrix is complex, not orthogonal, of another shape, or has determinant -1 on three or
+            more qubits.
+        DidNotConvergeError: if no circuit was found within the tolerance.
+    """
+    if not 0 < tolerance < 1:
+        raise InvalidInputError(f"tolerance must be between 0 and 1; got {tolerance!r}. Try 1e-10.")
+    shape = np.shape(matrix)
+    if shape not in ((2, 2), (4, 4), (8, 8), (16, 16)):
+        raise InvalidInputError(
+            "synthesize_orthogonal takes gates on one to four qubits (2 x 2, 4 x 4, 8 x 8 or 16 x 16); got shape "
+            f"{shape}. For more qubits try Qiskit's qs_decomposition."
+        )
+    gate = _checked(matrix, shape[0])
+    if len(gate) > 4 and _determinant(gate) < 0:
+        raise InvalidInputError(
+            "On three and more qubits a circuit of Ry, X, Z and CX has determinant 1; got -1. Take a gate of "
+            "determinant 1, or Qiskit's qs_decomposition."
+        )
+    circuit = _shortest(gate, tolerance)
+    error = float(np.abs(Operator(circuit).data - gate).max())
+    if not error <= tolerance:
+        raise DidNotConvergeError(f"The circuit found is {error:.3g} from the gate. Try a tolerance larger than that.")
+    return circuit
+
+
+def _shortest(gate: Matrix, tolerance: float) -> QuantumCircuit:
+    if len(gate) == 2:
+        return orthogonal_circuit(gate)
+    part = tolerance / 4  # the errors of the cut and of both factors add up
+    factors = _factors(gate, part)
+    if factors is not None:
+        first, second = factors
+        return _shortest(first, part).tensor(_shortest(second, part))
+    if len(gate) > 4:
+        return search(gate, tolerance)
+    if _determinant(gate) < 0:
+        with suppress(DidNotConvergeError):  # one CX is enough for few
+            return search(gate, tolerance)
+    return orthogonal_circuit(gate)
+
+
+def _factors(gate: Matrix, tolerance: float) -> tuple[Matrix, Matrix] | None:
+    """Gates on the first and on the other wires whose product this is, if there are any that can be synthesised."""
+    size = 2
+    while size < len(gate):
+        other = len(gate) // size
+        pairs = gate.reshape(size, other, size, other).transpose(0, 2, 1, 3).reshape(size**2, other**2)
+        u, s, vh = np.linalg.svd(pairs, full_matrices=False)
+        if s[1] <= tolerance:  # rank one
+            first, second = _polar(u[:, 0].reshape(size, size)), _polar(vh[0].reshape(other, other))
+            if first[0].sum() < 0:  # so that the identity stays empty
+                first, second = -first, -second
+            if all(len(part) <= 4 or _determinant(part) > 0 for part in (first, second)):
+                return first, second
+        size *= 2
+    return None
+
+
+def _polar(matrix: Matrix) -> Matrix:
+    left, _, right = np.linalg.svd(matrix)
+    return left @ right
 
 
 def add_ry(circuit: QuantumCircuit, angle: float, qubit: int) -> None:
