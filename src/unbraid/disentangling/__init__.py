@@ -1,7 +1,22 @@
 """Explicit disentangling: circuits that take the entanglement out of an MPO."""
 
+from unbraid.disentangling.direct import DirectCircuits, direct_circuits
+from unbraid.disentangling.kraus import DisentangledSum, SumTerm, disentangle_sum
 from unbraid.disentangling.objective import spectral_ceiling
+from unbraid.disentangling.placement import PlacementFront, PlacementPoint, search_placement
 from unbraid.disentangling.result import Disentangled
 from unbraid.disentangling.search import disentangle
 
-__all__ = ["Disentangled", "disentangle", "spectral_ceiling"]
+__all__ = [
+    "DirectCircuits",
+    "Disentangled",
+    "DisentangledSum",
+    "PlacementFront",
+    "PlacementPoint",
+    "SumTerm",
+    "direct_circuits",
+    "disentangle",
+    "disentangle_sum",
+    "search_placement",
+    "spectral_ceiling",
+]

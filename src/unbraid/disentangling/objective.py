@@ -7,15 +7,16 @@ values, so von Neumann's trace inequality bounds it by sum_i s_i(M) s_i(C) / (|M
 
 from __future__ import annotations
 
+from itertools import accumulate
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from unbraid.disentangling.fit import fit_chain
 from unbraid.ground.errors import InvalidInputError
 from unbraid.ground.random import stream
-from unbraid.tensors import MPO, chain
+from unbraid.tensors import MPO
 
 LARGEST_DENSE = 2**12  # rows or columns of a matrix whose singular values are computed
 
@@ -29,8 +30,14 @@ def singular_values(mpo: MPO) -> Tensor | None:
     if max(mpo.padded_shape) > LARGEST_DENSE:
         return None
     centered = mpo.detach().to(torch.complex128 if mpo.dtype.is_complex else torch.float64).canonicalize(0)
-    dense = (centered * torch.exp(-centered.log_scale)).to_padded_dense()
-    values = torch.linalg.svdvals(dense)
+    if max(centered.bond_dims, default=1) == 1:  # a product has the products of its sites' values
+        values = torch.ones(1, dtype=torch.float64, device=mpo.device)
+        for core in centered.cores:
+            values = torch.outer(values, torch.linalg.svdvals(core[0, :, :, 0])).reshape(-1)
+        missing = min(mpo.padded_shape) - len(values)  # where legs are longer on one side here, on the other there
+        values = torch.cat([values.sort(descending=True).values, values.new_zeros(missing)])
+    else:
+        values = torch.linalg.svdvals(MPO(centered.cores).to_padded_dense())
     size = torch.linalg.vector_norm(values)
     if size == 0:
         raise InvalidInputError("A zero MPO has no overlap with anything; check that the layer is not all zeros.")
@@ -58,7 +65,9 @@ def spectral_ceiling(a: MPO, b: MPO) -> float | None:
     return None if first is None or second is None else min(1.0, float(first @ second))
 
 
-def joint_ceiling(mpo: MPO, core_bond: int, *, starts: int = 8, seed: int = 0) -> float | None:
+def joint_ceiling(
+    mpo: MPO, core_bond: int, *, values: Tensor | None = None, starts: int = 8, seed: int = 0
+) -> float | None:
     """The best spectral ceiling found over all cores of a given bond.
 
     Only the singular values of a core matter. A core that is diagonal on each site has those of a vector on a chain of
@@ -69,33 +78,38 @@ def joint_ceiling(mpo: MPO, core_bond: int, *, starts: int = 8, seed: int = 0) -
     Args:
         mpo: the operator to disentangle.
         core_bond: bond dimension of the core.
+        values: its :func:`singular_values`, if they are known already.
         starts: number of random starts.
         seed: of the starts.
 
     Returns:
-        A number in 0..1, or None where ``mpo`` has more than 4096 rows or columns.
+        A number in 0..1, or None where ``mpo`` has more than 4096 rows or columns, or where output legs are longer than
+        input legs on one site and shorter on another: cores can then have more singular values than diagonal ones.
     """
-    values = singular_values(mpo)
+    values = singular_values(mpo) if values is None else values
     if values is None:
         return None
     legs = [min(o, i) for o, i in zip(mpo.out_dims, mpo.in_dims, strict=True)]
-    values = values[: prod(legs)]
-    bonds = [min(core_bond, prod(legs[: k + 1]), prod(legs[k + 1 :])) for k in range(len(legs) - 1)]
+    if prod(legs) < len(values):
+        return None
+    values = values.cpu()
+    bonds = [1, *(min(core_bond, prod(legs[: k + 1]), prod(legs[k + 1 :])) for k in range(len(legs) - 1)), 1]
+    sizes = [left * leg * right for left, leg, right in zip(bonds, legs, bonds[1:], strict=False)]
+    from unbraid.disentangling.environments import kernels
+
+    offsets = np.array([0, *accumulate(sizes)])
+    shape = kernels.Chain(np.array(legs), np.array(bonds), offsets, np.arange(len(values), dtype=np.int32))
+    descending = values.numpy()
     best = 0.0
     for start in range(starts):
-        generator = stream(seed, "joint_ceiling", start)
-        cores = [
-            torch.rand(left, leg, right, dtype=torch.float64, generator=generator).to(values.device)
-            for left, leg, right in zip([1, *bonds], legs, [*bonds, 1], strict=True)
-        ]
-        found = 0.0
+        core = torch.rand(int(offsets[-1]), dtype=torch.float64, generator=stream(seed, "joint_ceiling", start)).numpy()
+        entries, arranged, found = np.empty_like(descending), np.empty_like(descending), 0.0
         for _ in range(200):
-            order = chain.contract(cores).abs().argsort(descending=True)
-            arranged = torch.empty_like(values)
-            arranged[order] = values
-            cores, size = fit_chain(arranged, cores, passes=2)
-            if float(size) < found + 1e-12:
+            kernels.contract(core, shape, entries)
+            arranged[np.argsort(-np.abs(entries), kind="stable")] = descending
+            size = kernels.fit(arranged, core, shape, 2)
+            if size < found + 1e-12:
                 break
-            found = float(size)
+            found = size
         best = max(best, found)
     return min(1.0, best)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from unbraid.circuits import Circuit
+from unbraid.ground.manifest import hash_tensors
 from unbraid.tensors import MPO
 
-Status = Literal["converged", "out_of_sweeps", "stopped"]
+Status = Literal["converged", "stalled", "out_of_sweeps", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,13 @@ class Disentangled:
             a joint core the best such bound found over cores of that bond. None where the matrix is too large to know.
         entropies_before: bond entropies of ``M``, in nats, shape (bonds,).
         entropies_after: bond entropies of ``O^T M I^T`` before truncation to the core's bonds, shape (bonds,).
-        status: "converged" (the gain of a sweep fell below the tolerance), "out_of_sweeps", or "stopped" (by the
-            callback).
-        history: the overlap after each sweep; it never decreases.
-        engine: what computed the environments.
+        status: "converged" (three sweeps in a row gained less than the tolerance, and the gradient is small), "stalled"
+            (they gained as little, yet the gradient is not small), "out_of_sweeps", or "stopped" (by the callback).
+        history: the overlap after each sweep of the best run; it never decreases.
+        engine: what computed the environments, "dense" or "mpo".
+        plan: the same in words: which, and why.
+        overlap_error: upper bound on the error of ``overlap`` where chains were truncated; 0 if nothing was.
+        restarts: overlap of every run side by side, those given up included.
     """
 
     output_circuit: Circuit
@@ -46,6 +50,19 @@ class Disentangled:
     status: Status
     history: tuple[float, ...] = field(repr=False)
     engine: str = "dense"
+    plan: str = ""
+    overlap_error: float = 0.0
+    restarts: tuple[float, ...] = field(default=(), repr=False)
+
+    @property
+    def cnot_counts(self) -> tuple[int, int]:
+        """CNOTs of the output and of the input circuit as exported; determinant -1 costs one more on two qubits."""
+        return self.output_circuit.cnot_count, self.input_circuit.cnot_count
+
+    def fingerprint(self) -> str:
+        """A hash of circuits and core."""
+        gates = [gate for circuit in (self.output_circuit, self.input_circuit) for gate in circuit.gate_matrices()]
+        return hash_tensors(*(gate.detach() for gate in gates), *self.core.cores)
 
     @property
     def rel_error(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from unbraid.circuits import Ansatz, brickwall
 from unbraid.disentangling import Disentangled, disentangle
 from unbraid.ground import progress
 from unbraid.ground.errors import InvalidInputError, require_finite
+from unbraid.ground.files import make_directory
 from unbraid.nn.layers import DisentangledLinear, MPOLinear
 from unbraid.tensors.sites import align, auto_sites, qubit_sites
 
@@ -158,6 +160,8 @@ def disentangle_layers(
     *,
     inplace: bool = False,
     results: dict[str, Disentangled] | None = None,
+    gate: str = "so",
+    checkpoint: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Model:
     """Disentangle MPO layers explicitly: :class:`MPOLinear` to :class:`DisentangledLinear`.
@@ -165,10 +169,12 @@ def disentangle_layers(
     Args:
         model: a module with MPO layers; a copy is changed unless ``inplace``.
         targets: which layers, as in :func:`match_layers`.
-        ansatz_or_depth: an ansatz for both sides, a pair (output side, input side), or the depth of a two-body SO(4)
+        ansatz_or_depth: an ansatz for both sides, a pair (output side, input side), or the depth of a two-body
             brickwall, whose parity is searched.
         inplace: change ``model`` itself.
         results: if given, is filled with the outcome a layer: overlap, ceiling, entropies.
+        gate: group of the brickwall's gates: "so", "o" (searches determinants) or "u".
+        checkpoint: a folder that keeps the progress, a file a layer: the same call takes it up again.
         **options: of :func:`unbraid.disentangle`: ``core_bond``, ``core``, ``start``, ``seed``, ``restarts``, ...
 
     Returns:
@@ -178,6 +184,7 @@ def disentangle_layers(
         InvalidInputError: if no MPO layer matches, or circuits do not fit a layer. The model is then unchanged.
     """
     layers = match_layers(model, targets, (MPOLinear,))
+    kept = None if checkpoint is None else make_directory(checkpoint)
 
     def convert(name: str, layer: nn.Module) -> nn.Module:
         assert isinstance(layer, MPOLinear)
@@ -186,8 +193,12 @@ def disentangle_layers(
         ansatz = ansatz_or_depth
         if isinstance(ansatz, int):
             depth = ansatz
-            output, inward = (_brickwall_on(dims, depth) for dims in (mpo.out_dims, mpo.in_dims))
+            output, inward = (_brickwall_on(dims, depth, gate) for dims in (mpo.out_dims, mpo.in_dims))
             ansatz = output if output == inward else (output, inward)
+        elif gate != "so":
+            raise InvalidInputError("gate= goes with a depth; the ansatz given has gates of its own.")
+        if kept is not None:
+            options["checkpoint"] = kept / f"{name or 'layer'}.disentangling"
         try:
             result = disentangle(mpo, ansatz, **options)
         except InvalidInputError as error:
@@ -256,9 +267,9 @@ def _refuse_shared_weights(model: nn.Module, layers: dict[str, nn.Module]) -> No
                 )
 
 
-def _brickwall_on(dims: Sequence[int], depth: int) -> Ansatz:
+def _brickwall_on(dims: Sequence[int], depth: int, gate: str) -> Ansatz:
     wires = tuple(dim for dim in dims if dim > 1) or (1,)
-    return brickwall(wires, depth, min(2, len(wires)), parity="auto")
+    return brickwall(wires, depth, min(2, len(wires)), gate, parity="auto")
 
 
 def _replace(
