@@ -343,3 +343,49 @@ def test_the_version_is_shown(run):
     assert code == 0
     assert out.startswith("python 3.")
     assert "unbraid" in out
+
+
+def test_reproduce_prints_its_tables(run, tmp_path, monkeypatch):
+    from unbraid.recipes import reproduce as module
+    from unbraid.recipes.recipe import Outcome, Recipe, Request, Section, make_row
+
+    found = []
+
+    def assemble(request: Request, results):
+        found.append(request)
+        sections = tuple(Section(("row", "mean"), ((name, "0.5"),), heading=f"Table {name}") for name in "ab")
+        return Outcome("Halves", "Always.", [make_row("a", "original", [0.5], seeds=[0])], sections)
+
+    recipe = Recipe(
+        settings=module.RECIPES["digits"].settings,
+        quick=module.RECIPES["digits"].quick,
+        seeds=4,
+        quick_seeds=2,
+        data=module.RECIPES["digits"].data,
+        tasks=lambda request: [],
+        assemble=assemble,
+        plot=lambda path, rows: path.write_bytes(b""),
+    )
+    monkeypatch.setitem(module.RECIPES, "halves", recipe)
+    code, out, _ = run("reproduce", "halves", "--quick", "--data-dir", tmp_path, "--out", tmp_path / "out")
+    assert code == 0
+    assert "Table a" in out
+    assert "Table b" in out
+    assert "Written:" in out
+    assert found[0].seeds == 2
+    assert found[0].data_dir == tmp_path
+    assert json.loads((tmp_path / "out" / "halves.json").read_text())["rows"][0]["mean"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("table99",), "'table1'"),
+        (("digits", "--seeds", "0"), "at least 1"),
+        (("table1", "--data-dir", "nowhere"), "nowhere"),
+    ],
+)
+def test_reproduce_says_what_is_wrong(run, tmp_path, arguments, text):
+    code, _, error = run("reproduce", *arguments, "--out", tmp_path, "--quiet")
+    assert code == 1
+    assert text in error

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import math
 
@@ -11,7 +10,6 @@ from unbraid.quantum import from_qasm3, read_qpy
 from unbraid.recipes.datasets import load_dataset
 from unbraid.recipes.demo import run_demo
 from unbraid.recipes.pipeline import Settings
-from unbraid.recipes.reproduce import reproduce
 
 QUICK = Settings(train_epochs=4, heal_epochs=3, circuit_epochs=2, max_bond=2, depth=2, max_sweeps=8)
 
@@ -78,35 +76,3 @@ def test_the_same_seed_gives_the_same_numbers(demo, report, tmp_path):
     for key in ("accuracy", "overlap", "ceiling", "entropies", "parameters", "gates", "cost", "curves", "extra"):
         assert again[key] == report[key]
     assert (tmp_path / "input_circuit.qasm").read_text() == (demo / "input_circuit.qasm").read_text()
-
-
-def test_finished_seeds_of_a_table_are_kept(tmp_path, monkeypatch):
-    from unbraid.recipes import reproduce as module
-
-    table = module.TABLES["digits"]
-    rows = table.rows
-    calls = []
-
-    def figures(seed):
-        calls.append(seed)
-        if seed == 2 and len(calls) == 3:
-            raise KeyboardInterrupt
-        return {name: {"accuracy": 0.9 + 0.01 * seed, "parameters": 10} for name, _, _ in rows}
-
-    monkeypatch.setitem(module.TABLES, "digits", dataclasses.replace(table, run=figures))
-    with pytest.raises(KeyboardInterrupt):
-        reproduce("digits", tmp_path, seeds=3)
-    assert not (tmp_path / "digits.json").exists()
-    printed = reproduce("digits", tmp_path, seeds=3)
-    assert calls == [0, 1, 2, 2]
-    content = json.loads((tmp_path / "digits.json").read_text())
-    assert content["rows"][0]["mean"] == pytest.approx(0.91)
-    assert content["rows"][0]["std"] == pytest.approx(0.01)
-    assert len(printed) == len(content["rows"]) + 1
-    assert {row["kind"] for row in content["rows"]} == {"original", "hybrid", "control"}
-    assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
-    assert "| dense:" in (tmp_path / "digits.md").read_text()
-
-    monkeypatch.setitem(module.TABLES, "digits", dataclasses.replace(table, run=figures, settings={"other": 1}))
-    reproduce("digits", tmp_path, seeds=1)
-    assert calls == [0, 1, 2, 2, 0]  # figures of other settings are not taken

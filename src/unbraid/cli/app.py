@@ -192,10 +192,13 @@ def disentangle(
     model: Model,
     weights: Weights = None,
     targets: TargetsOption = "all-linear",
-    depth: Annotated[int, typer.Option(help="Layers of two-body SO(4) gates a side.")] = 3,
+    depth: Annotated[int | None, typer.Option(help="Layers of two-body gates a side; 3 by default.")] = None,
+    gate: Annotated[str | None, typer.Option(help="so: SO(4), two CX (the default); o: any determinant; u.")] = None,
     ansatz: Annotated[str | None, typer.Option(help="Layer grammar instead, such as '1b+cnot+1b'.")] = None,
     core_bond: Annotated[int, typer.Option(help="Bond dimension of the core.")] = 1,
     core: Annotated[str, typer.Option(help="joint: optimised too; fixed: the paper's truncation.")] = "joint",
+    start: Annotated[str, typer.Option(help="near_identity, identity, random, growth or greedy.")] = "near_identity",
+    engine: Annotated[str, typer.Option(help="auto, dense or mpo.")] = "auto",
     restarts: Annotated[int, typer.Option(help="Runs from different starts.")] = 1,
     max_sweeps: Annotated[int, typer.Option(help="At most so many a run.")] = 1000,
     data: HealData = None,
@@ -220,7 +223,7 @@ def disentangle(
         before = load_model(model, weights)
         dataset = None if data is None else load_data(data, data_dir, seed, size, download)
         chosen = split_targets(targets)
-        geometry: int | tuple[Ansatz, Ansatz] = depth
+        geometry: int | tuple[Ansatz, Ansatz] = 3 if depth is None else depth
         layers = match_layers(before, chosen, (MPOLinear,))
         for name, layer in layers.items():
             if isinstance(layer, MPOLinear) and max(*layer.mpo.out_dims, *layer.mpo.in_dims) > 2:
@@ -229,6 +232,8 @@ def disentangle(
                     "pairs of them would be large. Compress with --sites qubits."
                 )
         if ansatz is not None:
+            if gate is not None or depth is not None:
+                raise typer.BadParameter("--ansatz takes the place of --depth and --gate; leave them out")
             legs = {
                 (layer.mpo.out_dims, layer.mpo.in_dims) for layer in layers.values() if isinstance(layer, MPOLinear)
             }
@@ -240,11 +245,15 @@ def disentangle(
         options: dict[str, Any] = {
             "core_bond": core_bond,
             "core": core,
+            "start": start,
+            "engine": engine,
             "restarts": restarts,
             "max_sweeps": max_sweeps,
             "seed": seed,
         }
-        after = disentangle_layers(before, chosen, geometry, results=results, **options)
+        kept = place / "disentangling"
+        options["gate"] = gate or "so"
+        after = disentangle_layers(before, chosen, geometry, results=results, checkpoint=kept, **options)
         steps = Steps(dataset, seed)
         steps.add("before", before)
         steps.add("explicit", after)
@@ -253,12 +262,16 @@ def disentangle(
         report = steps.report(f"Disentangling of {model}", results)
         report.save(place)
         shutil.rmtree(place / "checkpoint", ignore_errors=True)
+        shutil.rmtree(kept, ignore_errors=True)
     _finish(report.table(), out, quiet, facts=report.facts())
     if not quiet:
         for name, result in results.items():
-            ceiling = "unknown" if result.ceiling is None else f"{result.ceiling:.4f}"
+            ceiling = "unknown (too large)" if result.ceiling is None else f"{result.ceiling:.4f}"
+            error = f" (to {result.overlap_error:.1g})" if result.overlap_error else ""
             console.print(
-                f"{escape(name)}: overlap {result.overlap:.4f}, ceiling {ceiling}, {result.status}", highlight=False
+                f"{escape(name)}: overlap {result.overlap:.4f}{error}, ceiling {ceiling}, {result.status}, "
+                f"{' + '.join(map(str, result.cnot_counts))} CNOTs; {escape(result.plan)}",
+                highlight=False,
             )
 
 
@@ -326,18 +339,24 @@ def export(
 
 @app.command()
 def reproduce(
-    name: Annotated[str, typer.Argument(help="digits: the demo's networks over several seeds, with controls.")],
-    seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 5,
+    name: Annotated[str, typer.Argument(help="digits, table1 or fig4.")],
+    data_dir: DataDir = None,
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds; by default the recipe's own.")] = None,
     workers: Annotated[int, typer.Option(help="Processes; -1 for one a core.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="A small version, to see that it works.")] = False,
     out: Out = Path("unbraid-out"),
     quiet: Quiet = False,
 ) -> None:
-    """Remake a table over several seeds: NAME.json, NAME.md and NAME.png. Finished seeds are kept and resumed."""
+    """Remake a table or figure: NAME.json, NAME.md and NAME.png. Finished work is kept and resumed."""
     from unbraid.recipes.reproduce import reproduce as remake
 
     with shown(quiet):
-        rows = remake(name, out, seeds=seeds, workers=workers)
-    _finish(rows, out / f"{name}.md", quiet, page=False)
+        sections = remake(name, out, seeds=seeds, workers=workers, data_dir=data_dir, quick=quick)
+    *others, last = sections
+    if not quiet:
+        for section in others:
+            print_table(section.lines, title=section.heading)
+    _finish(last.lines, out / f"{name}.md", quiet, title=last.heading, page=False)
 
 
 def main() -> None:
@@ -382,11 +401,12 @@ def _finish(
     out: Path,
     quiet: bool,
     *,
+    title: str = "",
     facts: Sequence[tuple[str, str]] = (),
     page: bool = True,
 ) -> None:
     if not quiet:
-        print_table(rows)
+        print_table(rows, title=title)
         print_facts(facts)
     target = (out / "report.html" if page else out).resolve()
     console.print(str(target) if quiet else f"Written: {target}", highlight=False, soft_wrap=True, markup=False)

@@ -61,11 +61,11 @@ def shown(quiet: bool) -> Iterator[Callable[[str], None]]:
         yield say
 
 
-def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows as a table, the first row as its head; columns of numbers to the right."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def print_table(rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """Print rows as a table, the first row as its head; columns of numbers but the first to the right."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=escape(title) or None, title_justify="left")
     for number, head in enumerate(rows[0]):
-        numeric = all(row[number][:1] in "0123456789-–" for row in rows[1:])
+        numeric = number > 0 and all(row[number][:1] in "0123456789-–" for row in rows[1:])
         table.add_column(head, justify="right" if numeric else "left", overflow="fold")
     for row in rows[1:]:
         table.add_row(*(escape(cell) for cell in row))

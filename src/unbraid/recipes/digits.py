@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +14,9 @@ from unbraid.circuits import Circuit
 from unbraid.nn import DisentangledLinear, accuracy, heal, tensorize
 from unbraid.nn.surgery import replace_modules
 from unbraid.quantum import TorchExecutor, to_quantum
+from unbraid.recipes.datasets import Dataset, load_dataset
 from unbraid.recipes.pipeline import SHOTS, TARGET, Networks, Settings, build_networks
+from unbraid.recipes.recipe import Outcome, Recipe, Request, Row, Section, Task, make_row
 from unbraid.tensors import MPO
 
 # name, kind, what it is
@@ -30,13 +34,14 @@ ROWS = (
 )
 
 
-def digits_seed(seed: int) -> dict[str, dict[str, Any]]:
+def digits_seed(request: Request, seed: int) -> dict[str, dict[str, Any]]:
     """Every row for one seed: test accuracy (a fraction) and trainable scalars of the whole network.
 
     Args:
+        request: with the settings of the pipeline.
         seed: of the split, the weights and the circuits.
     """
-    settings = Settings()
+    settings: Settings = request.settings
     networks = build_networks(seed, settings)
     models: dict[str, nn.Module] = {
         "dense": networks.dense,
@@ -120,3 +125,60 @@ def _low_rank(networks: Networks) -> nn.Module:
         if dense.bias is not None:
             second.bias.copy_(dense.bias)
     return replace_modules(model, {model.get_submodule(TARGET): nn.Sequential(first, second)})
+
+
+def _data(request: Request, seed: int) -> Dataset:
+    return load_dataset("digits", seed=seed)
+
+
+def _tasks(request: Request) -> list[Task]:
+    return [Task(f"seed-{seed}", digits_seed, {"seed": seed}, seed=seed) for seed in range(request.seeds)]
+
+
+def _assemble(request: Request, results: Mapping[str, Any]) -> Outcome:
+    seeds = range(request.seeds)
+    figures = [results[f"seed-{seed}"] for seed in seeds]
+    rows = [
+        make_row(
+            name,
+            kind,
+            [figure[name]["accuracy"] for figure in figures],
+            seeds=seeds,
+            parameters=figures[0][name]["parameters"],
+            description=description,
+        )
+        for name, kind, description in ROWS
+    ]
+    cells = tuple(
+        (r["name"], r["kind"], f"{r['parameters']:,}", f"{100 * r['mean']:.2f}", f"{100 * r['std']:.2f}") for r in rows
+    )
+    return Outcome(
+        title="8x8 digits, 450 test images",
+        note=f"Test accuracy, mean and standard deviation over {request.seeds} seeds; simulated without noise.",
+        rows=rows,
+        sections=(
+            Section(
+                ("network", "kind", "parameters", "accuracy %", "std"),
+                cells,
+                details=tuple(description for _, _, description in ROWS),
+            ),
+        ),
+    )
+
+
+def _plot(path: Path, rows: Sequence[Row]) -> None:
+    from unbraid.report.plots import plot_rows, save_png
+
+    save_png(path, lambda ax: plot_rows(rows, ax=ax))
+
+
+RECIPE = Recipe(
+    settings=Settings(),
+    quick=Settings(),
+    seeds=5,
+    quick_seeds=1,
+    data=_data,
+    tasks=_tasks,
+    assemble=_assemble,
+    plot=_plot,
+)

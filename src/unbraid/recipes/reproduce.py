@@ -1,11 +1,10 @@
-"""``unbraid reproduce NAME``: a table over seeds, with its manifest; finished seeds are kept and resumed from."""
+"""``unbraid reproduce NAME``: a table or figure with its manifest; finished units of work are kept and resumed from."""
 
 from __future__ import annotations
 
 import os
-import statistics
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,128 +12,143 @@ from unbraid.ground.errors import FileFormatError, InvalidInputError, require_ch
 from unbraid.ground.files import make_directory, problem_hash, read_json, write_json, write_text
 from unbraid.ground.manifest import build_manifest, versions
 from unbraid.ground.parallel import fan_out, one_thread
-from unbraid.recipes import digits
-from unbraid.recipes.datasets import load_dataset
-from unbraid.recipes.pipeline import Settings
+from unbraid.recipes import digits, fig4, routes, table1
+from unbraid.recipes.recipe import Outcome, Recipe, Request, Section, Task
 
-
-@dataclass(frozen=True)
-class Table:
-    """A table that can be remade.
-
-    Attributes:
-        title: says the data and the number of test images.
-        rows: (name, kind, description) each.
-        run: the figures of one seed: accuracy and parameters by row.
-        data: what identifies the data of one seed.
-        settings: what the figures depend on besides the seed; kept seeds of other settings are run again.
-    """
-
-    title: str
-    rows: tuple[tuple[str, str, str], ...]
-    run: Callable[[int], dict[str, dict[str, Any]]]
-    data: Callable[[int], dict[str, Any]]
-    settings: dict[str, Any]
-
-
-TABLES = {
-    "digits": Table(
-        "8x8 digits, 450 test images",
-        digits.ROWS,
-        digits.digits_seed,
-        lambda seed: load_dataset("digits", seed=seed).describe(),
-        asdict(Settings()),
-    ),
+RECIPES: dict[str, Recipe] = {
+    "digits": digits.RECIPE,
+    "table1": table1.RECIPE,
+    "fig4": fig4.RECIPE,
+    "routes": routes.RECIPE,
 }
 
 
-def reproduce(name: str, out: str | os.PathLike[str], *, seeds: int = 5, workers: int = 1) -> list[tuple[str, ...]]:
-    """Remake a table; writes ``NAME.json``, ``NAME.md`` and ``NAME.png``.
+def reproduce(
+    name: str,
+    out: str | os.PathLike[str],
+    *,
+    seeds: int | None = None,
+    workers: int = 1,
+    data_dir: str | os.PathLike[str] | None = None,
+    quick: bool = False,
+) -> tuple[Section, ...]:
+    """Remake a table or figure; writes ``NAME.json``, ``NAME.md`` and ``NAME.png``.
 
     Args:
-        name: of the table.
-        out: folder; created if needed. Finished seeds are kept in ``NAME.seeds/`` and not run again.
-        seeds: seeds 0, 1, ..., seeds - 1.
+        name: of the recipe.
+        out: folder; created if needed. Finished units of work are kept in ``NAME.tasks/`` and not run again.
+        seeds: seeds 0, 1, ..., seeds - 1; by default the recipe's own number.
         workers: processes; the results do not depend on it.
+        data_dir: where published data sets lie.
+        quick: a small version, to see that it works.
 
     Returns:
-        The table with a head.
+        The tables.
 
     Raises:
-        InvalidInputError: if the name is unknown or a number out of range.
+        InvalidInputError: if the name is unknown, a number out of range, or data are missing.
         OutputError: if ``out`` cannot be written to.
         MissingExtraError: if matplotlib is not installed.
     """
-    require_choice(name, tuple(TABLES), "name of the table")
-    if seeds < 1:
+    require_choice(name, tuple(RECIPES), "name of the recipe")
+    if seeds is not None and seeds < 1:
         raise InvalidInputError(f"seeds must be at least 1; got {seeds}.")
     require_extra("matplotlib", "report")
-    from unbraid.report.plots import plot_rows, save_png
-
-    table = TABLES[name]
-    title = table.title
+    recipe = RECIPES[name]
+    request = Request(
+        recipe=name,
+        settings=recipe.quick if quick else recipe.settings,
+        seeds=seeds or (recipe.quick_seeds if quick else recipe.seeds),
+        data_dir=None if data_dir is None else Path(data_dir),
+    )
     place = make_directory(out)
-    kept = make_directory(place / f"{name}.seeds")
-    tasks = [{"name": name, "seed": seed, "folder": str(kept)} for seed in range(seeds)]
-    figures = fan_out(_one_seed, tasks, workers=workers, description=f"{name}, {seeds} seeds")
-    rows = []
-    for row, kind, description in table.rows:
-        accuracies = [figure[row]["accuracy"] for figure in figures]
-        rows.append(
+    data = {seed: recipe.data(request, seed).describe() for seed in range(request.seeds)}
+    results = _run(request, recipe.tasks(request), data, make_directory(place / f"{name}.tasks"), workers)
+    outcome = recipe.assemble(request, results)
+    manifest = build_manifest(
+        seeds={f"seed {seed}": seed for seed in data}, data={f"seed {seed}": found for seed, found in data.items()}
+    )
+    content = {
+        "title": outcome.title,
+        "note": outcome.note,
+        "rows": outcome.rows,
+        "settings": asdict(request.settings),
+        **outcome.extra,
+        "manifest": manifest,
+    }
+    write_json(place / f"{name}.json", content)
+    write_text(place / f"{name}.md", _markdown(outcome, manifest))
+    recipe.plot(place / f"{name}.png", outcome.rows)
+    return outcome.sections
+
+
+def _run(
+    request: Request, tasks: Sequence[Task], data: Mapping[int, dict[str, Any]], folder: Path, workers: int
+) -> dict[str, Any]:
+    """All results by the name of the task: first those that wait for nothing, then the others."""
+    common = {"recipe": request.recipe, "versions": versions(), "settings": asdict(request.settings)}
+    problems: dict[str, str] = {}
+    results: dict[str, Any] = {}
+    waiting = [task for task in tasks if task.after is not None]
+    for group in ([task for task in tasks if task.after is None], waiting):
+        for task in group:
+            problems[task.name] = problem_hash(
+                {
+                    **common,
+                    "task": task.name,
+                    "arguments": dict(task.arguments),
+                    "after": None if task.after is None else problems[task.after],
+                    "data": None if task.seed is None else data[task.seed]["hash"],
+                }
+            )
+        work = [
             {
-                "name": row,
-                "kind": kind,
-                "description": description,
-                "parameters": figures[0][row]["parameters"],
-                "mean": statistics.fmean(accuracies),
-                "std": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
-                "seeds": list(range(seeds)),
-                "values": accuracies,
-                "paper": {"parameters": None, "value": None},
+                "request": request,
+                "task": task,
+                "given": None if task.after is None else results[task.after],
+                "path": str(folder / f"{task.name}.json"),
+                "problem": problems[task.name],
             }
-        )
-    data = {f"seed {seed}": table.data(seed) for seed in range(seeds)}
-    manifest = build_manifest(seeds={f"seed {seed}": seed for seed in range(seeds)}, data=data)
-    write_json(place / f"{name}.json", {"title": title, "rows": rows, "manifest": manifest})
-    write_text(place / f"{name}.md", _markdown(title, rows, manifest))
-    save_png(place / f"{name}.png", lambda ax: plot_rows(rows, ax=ax))
-    printed: list[tuple[str, ...]] = [("network", "kind", "parameters", "accuracy %", "std")]
-    printed += [(r["name"], r["kind"], f"{r['parameters']:,}", f"{r['mean']:.2%}", f"{r['std']:.2%}") for r in rows]
-    return printed
+            for task in group
+        ]
+        if work:
+            found = fan_out(_one_task, work, workers=workers, description=f"{request.recipe}, {len(group)} tasks")
+            results.update(zip((task.name for task in group), found, strict=True))
+    return results
 
 
-def _one_seed(name: str, seed: int, folder: str) -> dict[str, dict[str, Any]]:
-    """The figures of one seed, from its file if an earlier run of the same versions finished it."""
-    path = Path(folder) / f"seed-{seed}.json"
-    table = TABLES[name]
-    problem = problem_hash({"name": name, "seed": seed, "versions": versions(), "settings": table.settings})
-    if path.exists():
+def _one_task(request: Request, task: Task, given: Any, path: str, problem: str) -> Any:
+    """The result of a task, from its file if an earlier run of the same problem finished it."""
+    if Path(path).exists():
         try:
             content = read_json(path)
             if content["problem"] == problem:
-                return content["figures"]
+                return content["result"]
         except (FileFormatError, KeyError, TypeError):
-            pass  # a damaged or foreign file: the seed is run again
+            pass  # a damaged or foreign file: the task is run again
     with one_thread():
-        figures = table.run(seed)
-    write_json(path, {"problem": problem, "figures": figures})
-    return figures
+        result = task.run(request, *([] if task.after is None else [given]), **task.arguments)
+    write_json(path, {"problem": problem, "result": result})
+    return result
 
 
-def _markdown(title: str, rows: list[dict[str, Any]], manifest: dict[str, Any]) -> str:
-    lines = [
-        f"# {title}",
-        "",
-        f"Test accuracy, mean and standard deviation over {len(rows[0]['seeds'])} seeds; simulated without noise.",
-        "",
-        "| network | kind | parameters | accuracy % | std |",
-        "|---|---|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {row['name']}: {row['description']} | {row['kind']} | {row['parameters']:,} | {100 * row['mean']:.2f} | "
-        f"{100 * row['std']:.2f} |"
-        for row in rows
-    ]
+def _markdown(outcome: Outcome, manifest: dict[str, Any]) -> str:
+    lines = [f"# {outcome.title}", "", outcome.note, ""]
+    for section in outcome.sections:
+        if section.heading:
+            lines += [f"## {section.heading}", ""]
+        if section.note:
+            lines += [section.note, ""]
+        lines += [*_table(section), ""]
     found = ", ".join(f"{package} {version}" for package, version in manifest["versions"].items())
-    lines += ["", f"Made by `{manifest['command']}` with {found}.", ""]
+    data = manifest["data"]["seed 0"]["provenance"]
+    lines += [f"Data of seed 0: {data}.", "", f"Made by `{manifest['command']}` with {found}.", ""]
     return "\n".join(lines)
+
+
+def _table(section: Section) -> list[str]:
+    details = [f": {detail}" for detail in section.details] or [""] * len(section.cells)
+    cells = [(line[0] + detail, *line[1:]) for line, detail in zip(section.cells, details, strict=True)]
+    _, *others = zip(*section.cells, strict=True)
+    rule = ["---", *("---:" if all(cell[:1] in "0123456789-–" for cell in column) else "---" for column in others)]
+    return [f"| {' | '.join(line)} |" for line in [section.columns, tuple(rule), *cells]]

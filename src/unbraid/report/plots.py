@@ -203,12 +203,31 @@ def save_png(path: str | os.PathLike[str], draw: Callable[[Axes], Axes]) -> None
     require_extra("matplotlib", "report")
     from matplotlib.ticker import FixedLocator
 
-    stream = io.BytesIO()
-    with _style():
-        ax = draw(_new_axes())
+    def sized(figure: Figure) -> None:
+        ax = draw(figure.subplots())
         rows = len(ax.get_yticks()) if isinstance(ax.yaxis.get_major_locator(), FixedLocator) else 0
-        _figure(ax).set_size_inches(WIDTH + 1.4, max(HEIGHT, 1.0 + 0.3 * rows))
-        _figure(ax).savefig(stream, format="png", dpi=200, metadata={"Software": None}, facecolor="white")
+        figure.set_size_inches(WIDTH + 1.4, max(HEIGHT, 1.0 + 0.3 * rows))
+
+    save_figure(path, sized)
+
+
+def save_figure(path: str | os.PathLike[str], draw: Callable[[Figure], None]) -> None:
+    """Write a PNG of a figure of several panels, whole or not at all.
+
+    Args:
+        path: of the file.
+        draw: makes the panels of the empty figure that it is given, and sets its size.
+
+    Raises:
+        MissingExtraError: if matplotlib is not installed.
+        OutputError: if the file cannot be written.
+    """
+    stream = io.BytesIO()
+    require_extra("matplotlib", "report")
+    with _style():
+        figure = _new_figure()
+        draw(figure)
+        figure.savefig(stream, format="png", dpi=200, metadata={"Software": None}, facecolor="white")
     write_bytes(path, stream.getvalue())
 
 
