@@ -140,9 +140,11 @@ def test_missed_bars_are_named():
         {"source": "trained", "way": "ours", "ansatz": "2-body", "layers": depth, "values": values}
         for depth, values in ((1, [0.7, 0.6]), (4, [0.1, 0.1]), (8, [0.98, 0.98]))
     ]
-    (section,) = fig4._bars(dataclasses.replace(fig4.QUICK, ways=(way,)), rows)
+    rows += [row | {"source": "trained, mixed signs"} for row in rows if row["layers"] == 8]
+    section, other = fig4._bars(dataclasses.replace(fig4.QUICK, ways=(way,)), rows)
     assert section.cells[2] == ("seed 1", "0.6000 (missed)", "0.9800")
     assert "1 missed" in section.note
+    assert "to compare; none missed" in other.note
 
 
 def test_gates_that_are_enough():

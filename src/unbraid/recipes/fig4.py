@@ -67,9 +67,10 @@ class Way:
         ansaetze: those that it is tried on.
         parity: of the brickwall; "auto" takes the better one.
         starts: of the gates; the best one counts.
-        restarts: runs a start, of which the best counts; a quarter on more than two qubits.
+        restarts: runs a start of gates on two qubits, of which the best counts.
+        fewer: the same of the other gates, and of those grown.
         grown: whether each depth also starts from the result of the depth before, parity by parity.
-        fresh: deepest brickwalls of two-body gates that begin from ``starts`` too, if grown.
+        fresh: deepest brickwalls that begin from ``starts`` too, if grown; scaffolds always do.
         repeats: results, over which the mean is taken.
         max_sweeps: of each run.
         tolerance: of each run.
@@ -84,6 +85,7 @@ class Way:
     parity: int | str
     starts: tuple[str, ...]
     restarts: int
+    fewer: int
     grown: bool
     fresh: int
     repeats: int
@@ -101,13 +103,16 @@ AS_THE_PAPER = Way(
     parity=0,
     starts=("random",),
     restarts=1,
+    fewer=1,
     grown=False,
     fresh=0,
     repeats=5,
     max_sweeps=20,
     tolerance=0.0,
 )
-CONVERGED = replace(AS_THE_PAPER, name="as the paper, converged", ansaetze=(TWO_BODY,), max_sweeps=2000, tolerance=1e-6)
+CONVERGED = replace(
+    AS_THE_PAPER, name="as the paper, converged", ansaetze=(TWO_BODY,), repeats=3, max_sweeps=2000, tolerance=1e-6
+)
 NEAR = replace(CONVERGED, name="as the paper, near the identity", kind="control", starts=("near_identity",))
 OURS = Way(
     name="ours",
@@ -118,7 +123,8 @@ OURS = Way(
     ansaetze=ANSAETZE,
     parity="auto",
     starts=("near_identity", "random"),
-    restarts=8,
+    restarts=32,
+    fewer=3,
     grown=True,
     fresh=6,
     repeats=1,
@@ -148,7 +154,7 @@ class Fig4Settings:
     """
 
     depths: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 20, 24, 30, 35, 40)
-    deepest: tuple[int, ...] = (40, 12, 8, 4, 2, 40)
+    deepest: tuple[int, ...] = (40, 12, 8, 4, 1, 40)
     ways: tuple[Way, ...] = WAYS
     sources: tuple[str, ...] = SOURCES
     searched: int = 15
@@ -160,7 +166,7 @@ QUICK = Fig4Settings(
     ways=(
         replace(AS_THE_PAPER, repeats=1),
         *(replace(way, repeats=1, max_sweeps=500) for way in (CONVERGED, NEAR)),
-        *(replace(way, restarts=4, max_sweeps=200, tolerance=1e-5) for way in (OURS_SO, OURS)),
+        *(replace(way, restarts=4, fewer=1, max_sweeps=200, tolerance=1e-5) for way in (OURS_SO, OURS)),
     ),
     sources=(TRAINED,),
     searched=4,
@@ -218,10 +224,9 @@ def _runs(
     mpo: MPO, geometry: Ansatz, ansatz: str, way: Way, seed: int, inner: Disentangled | None = None
 ) -> list[Disentangled]:
     """A result of each start at one depth; ``inner`` is the result that the new layers may be put around."""
-    fewer = max(1, way.restarts // 4)
-    starts: list[tuple[str | Disentangled, int]] = [] if inner is None else [(inner, fewer)]
-    if not way.grown or geometry.depth <= way.fresh or ansatz != TWO_BODY:
-        starts += [(start, way.restarts if ansatz in (TWO_BODY, SCAFFOLD) else fewer) for start in way.starts]
+    starts: list[tuple[str | Disentangled, int]] = [] if inner is None else [(inner, way.fewer)]
+    if not way.grown or geometry.depth <= way.fresh or ansatz == SCAFFOLD:
+        starts += [(start, way.restarts if ansatz == TWO_BODY else way.fewer) for start in way.starts]
         if way.grown and way.gate == "o" and ansatz == TWO_BODY:
             starts.append((way.starts[0], 1))  # begins with determinants 1, which take fewer CNOTs
     return [
@@ -480,13 +485,13 @@ def _overlaps(settings: Fig4Settings, rows: Sequence[Row], source: str, way: Way
     group = ", determinants 1" if way.gate == "so" else ""
     words = {"random": "Haar-random gates", "near_identity": "gates near the identity"}
     start = " and from ".join(words.get(start, start) for start in way.starts)
-    fewer = max(1, way.restarts // 4)
     if way.restarts > 1:
         start += f" ({counted(way.restarts, 'run')} each"
-        start += f", {fewer} on more than two qubits)" if len(ansaetze) > 1 else ")"
+        start += f", {way.fewer} of gates other than 2-body)" if len(ansaetze) > 1 else ")"
     if way.grown:
         start += (
-            f" up to {way.fresh} layers of gates on two qubits, grown from the depth before ({counted(fewer, 'run')})"
+            f" up to {way.fresh} layers{' (scaffolds: all)' if SCAFFOLD in ansaetze else ''}, grown from the depth "
+            f"before ({counted(way.fewer, 'run')})"
         )
     parity = "best of both parities" if way.parity == "auto" else "gates from wire 0"
     mean = f"; mean of {counted(way.repeats, 'start')}" if way.repeats > 1 else ""
@@ -517,31 +522,36 @@ def _searched_section(rows: Sequence[Row], source: str) -> Section:
 
 
 def _bars(settings: Fig4Settings, rows: Sequence[Row]) -> Iterator[Section]:
-    """Overlaps of each seed beside what the optimiser is held to."""
-    for way in settings.ways:
-        bars = BARS.get(way.name, {})
-        mine = {
-            row["layers"]: row["values"]
-            for row in rows
-            if (row["source"], row["way"], row["ansatz"]) == (TRAINED, way.name, TWO_BODY) and row["layers"] in bars
-        }
-        if not mine:
-            continue
-        missed = 0
-        lines = [("at least", *(f"{bars[depth]:g}" for depth in mine))]
-        for seed in range(len(next(iter(mine.values())))):
-            line = [f"seed {seed}"]
-            for depth, values in mine.items():
-                below = values[seed] < bars[depth]
-                missed += below
-                line.append(f"{values[seed]:.4f}{' (missed)' if below else ''}")
-            lines.append(tuple(line))
-        yield Section(
-            ("overlap at layers a side", *(str(depth) for depth in mine)),
-            tuple(lines),
-            heading=f"Each seed, {TRAINED}, {TWO_BODY}, {way.name}",
-            note=f"The first line is what the optimiser is held to on MNIST; {missed or 'none'} missed.",
-        )
+    """Overlaps of each trained MPO beside what the optimiser is held to."""
+    for source in START_OF:
+        for way in settings.ways:
+            bars = BARS.get(way.name, {})
+            mine = {
+                row["layers"]: row["values"]
+                for row in rows
+                if (row["source"], row["way"], row["ansatz"]) == (source, way.name, TWO_BODY) and row["layers"] in bars
+            }
+            if mine:
+                yield _beside_bars(source, way, bars, mine)
+
+
+def _beside_bars(source: str, way: Way, bars: Mapping[int, float], found: Mapping[int, Sequence[float]]) -> Section:
+    missed = 0
+    lines = [("at least", *(f"{bars[depth]:g}" for depth in found))]
+    for seed in range(len(next(iter(found.values())))):
+        line = [f"seed {seed}"]
+        for depth, values in found.items():
+            below = values[seed] < bars[depth]
+            missed += below
+            line.append(f"{values[seed]:.4f}{' (missed)' if below else ''}")
+        lines.append(tuple(line))
+    held = "what the optimiser is held to on MNIST" if source == TRAINED else f"that of {TRAINED!r}, to compare"
+    return Section(
+        ("overlap at layers a side", *(str(depth) for depth in found)),
+        tuple(lines),
+        heading=f"Each seed, {source}, {TWO_BODY}, {way.name}",
+        note=f"The first line is {held}; {missed or 'none'} missed.",
+    )
 
 
 def enough(rows: Sequence[Row], source: str, way: str, ansatz: str) -> Row | None:
