@@ -43,10 +43,10 @@ def seconds_a_sweep(n: int, depth: int, engine: str, *, single: bool = False) ->
 
 
 def ratio_of_restarts(n: int, depth: int, gate: str) -> tuple[float, float, float]:
-    """Seconds with one run, with eight, and the median of the ratios."""
-    mpo = MPO.random((2,) * n, (2,) * n, 2, seed=1, dtype=torch.float64)
+    """Seconds with one run and with eight, and the ratio, medians over several MPOs."""
     pairs = []
-    for _ in range(REPEATS):
+    for seed in range(REPEATS):
+        mpo = MPO.random((2,) * n, (2,) * n, 2, seed=seed, dtype=torch.float64)
         seconds = []
         for restarts in (1, 8):
             begin = time.perf_counter()

@@ -67,9 +67,10 @@ def disentangle(
             :attr:`Disentangled.plan`).
         seed: of the starts.
         restarts: runs from different starts, side by side. After 3, 6, 12, 24 and 48 sweeps the worse half is given up
-            (successive halving), and so is a run that has found the place of an earlier one; never the first, so that
-            more restarts never end lower, but for "growth", where each depth goes on from the best. The best one is
-            returned. Gates of the group "o" start with random determinants from the second run on.
+            (successive halving), and so is a run that has found the place of an earlier one, or is still behind the
+            first when that has ended; never the first, so that more restarts never end lower, but for "growth", where
+            each depth goes on from the best. The best one is returned. Gates of the group "o" start with random
+            determinants from the second run on.
         max_sweeps: at most so many a run (a depth, with "growth"); a step of L-BFGS counts as one.
         tolerance: a run has converged when three sweeps in a row each gain less than this and the norm of the
             Riemannian gradient is below its square root.

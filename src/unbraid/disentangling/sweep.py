@@ -108,7 +108,8 @@ def optimize(
     After each sweep the gates are extrapolated along their last change and made orthogonal again; where that lowers the
     overlap, the accepted gates come back and the momentum starts anew. Once a sweep gains less than ``TAIL_AT``, steps
     of L-BFGS take over (one counts as a sweep). The worse half of the runs is given up after each of ``RUNGS``
-    (successive halving), but never the first, so more restarts cannot end lower than one.
+    (successive halving), but never the first, so more restarts cannot end lower than one. Once the first has ended,
+    runs that are still behind it are given up too.
 
     Args:
         engine: computes the sweeps.
@@ -135,6 +136,8 @@ def optimize(
             _judge(engine, runs, k, tolerance)
         if runs.sweeps in RUNGS:
             _give_up(runs)
+        if runs.progress[0].status != "running":
+            _give_up_behind(runs)
         if callback is not None and callback(runs.sweeps, float(runs.accepted.overlap.max())) is False:
             runs.stopped = True
             for run in runs.progress:
@@ -199,6 +202,14 @@ def _judge(engine: Engine, runs: Runs, k: int, tolerance: float) -> None:
         run.history[-1] = max(overlap, float(state.overlap[0]))  # its fit of the core may have gained
         state.overlap[0] = run.history[-1]
         runs.accepted = runs.accepted.put([k], state)
+
+
+def _give_up_behind(runs: Runs) -> None:
+    """Give up the runs that are not ahead of the first, which has ended."""
+    first = float(runs.accepted.overlap[0])
+    for overlap, run in zip(runs.accepted.overlap.tolist(), runs.progress, strict=True):
+        if run.status == "running" and overlap <= first:
+            run.status = "given up"
 
 
 def _give_up(runs: Runs) -> None:

@@ -116,7 +116,7 @@ class CompiledDenseEngine:
         rows = self.output.join(output, like)[None], self.inward.join([gate.mT for gate in inward], like)[None]
         state = State(*rows, like.new_empty(1, int(self._chain.offsets[-1])), torch.zeros(1, dtype=torch.float64))
         if core is None:
-            core = _truncated(interleave(self._stripped(state, 0), self.out_dims, self.in_dims), self.core_shapes)
+            core = _leading(interleave(self._stripped(state, 0), self.out_dims, self.in_dims), self.core_shapes)
         state.core[0] = torch.cat(
             [padded(site, shape).reshape(-1).to(like) for site, shape in zip(core, self.core_shapes, strict=True)]
         )
@@ -333,6 +333,17 @@ def _truncated(flat: Tensor, shapes: Sequence[tuple[int, int, int]]) -> list[Ten
     )
     cores, _ = chain.canonicalize(cores, len(cores) - 1)
     return cores
+
+
+def _leading(flat: Tensor, shapes: Sequence[tuple[int, int, int]]) -> list[Tensor]:
+    """Nearly the same, bond after bond from the left by Gram matrices: a start to be fitted, in a tenth of the time."""
+    rest, cores = flat.reshape(1, -1), []
+    for left, leg, right in shapes[:-1]:
+        rows = rest.reshape(left * leg, -1)
+        vectors = torch.linalg.eigh(rows @ rows.mH).eigenvectors[:, -right:]
+        cores.append(vectors.reshape(left, leg, right))
+        rest = vectors.mH @ rows
+    return [*cores, (rest / torch.linalg.vector_norm(rest)).reshape(shapes[-1])]
 
 
 def _sweep_side(bra: Tensor, ket: Tensor, gates: Sequence[Tensor], ansatz: Ansatz) -> list[Tensor]:

@@ -135,7 +135,7 @@ class Engine(Protocol):
     inward: Layout
 
     def start(self, output: Sequence[Tensor], inward: Sequence[Tensor], core: Sequence[Tensor] | None) -> State:
-        """One run from matrices, the input circuit's as they act on columns; without a core, the best truncation."""
+        """One run from matrices, the input circuit's as they act on columns; without a core, from a truncation."""
         ...
 
     def sweep(self, state: State) -> State:
