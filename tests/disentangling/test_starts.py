@@ -88,7 +88,7 @@ def test_an_earlier_result_grows_and_never_loses(core):
 def test_only_a_fitting_result_can_be_grown():
     mpo = chain_mpo(4)
     result = disentangle(mpo, brickwall(4, 2), max_sweeps=5)
-    for ansatz in (brickwall(4, 3, parity=1), brickwall(4, 1), brickwall(4, 3, gate="o"), scaffold(4, 3)):
+    for ansatz in (brickwall(4, 3, parity=1), brickwall(4, 1), brickwall(4, 3, body=3), scaffold(4, 3)):
         with pytest.raises(InvalidInputError, match="must be the inner layers"):
             disentangle(mpo, ansatz, start=result)
     with pytest.raises(InvalidInputError, match="of other legs"):
@@ -339,3 +339,14 @@ def test_results_of_other_cores_and_kinds_are_refused_and_parities_found():
 def test_more_that_makes_no_sense(options, message):
     with pytest.raises(InvalidInputError, match=message):
         disentangle(chain_mpo(3), brickwall(3, 1), **options)
+
+
+@pytest.mark.parametrize("group", ["o", "u"])
+def test_an_earlier_result_of_rotations_starts_gates_of_larger_groups(group):
+    mpo = MPO.random((2,) * 4, (2,) * 4, 2, seed=2, dtype=torch.float64)
+    rotations = disentangle(mpo, brickwall(4, 2))
+    free = disentangle(mpo, brickwall(4, 2, gate=group), start=rotations)
+    assert free.overlap >= rotations.overlap - 1e-12
+    assert free.history[0] >= rotations.overlap - 1e-9
+    with pytest.raises(InvalidInputError, match="same group or a larger one"):
+        disentangle(mpo, brickwall(4, 2), start=free)

@@ -143,6 +143,20 @@ def test_checkpoint_of_optimizer_state_round_trips(tmp_path):
     assert equal(read_checkpoint(tmp_path / "c", "p"), optimizer.state_dict())
 
 
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    path, state = tmp_path / "c", nested_state()
+    write_checkpoint(path, state, "mine")
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    assert start < len(content)
+    for place in range(start, len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x3F]) + content[place + 1 :])
+        with pytest.raises(FileFormatError, match="damaged"):
+            read_checkpoint(path, "mine")
+    path.write_bytes(content)
+    assert equal(read_checkpoint(path, "mine"), state)
+
+
 def test_checkpoint_of_another_problem_newer_version_or_cut_is_refused(tmp_path):
     path = tmp_path / "c"
     write_checkpoint(path, nested_state(), "mine")

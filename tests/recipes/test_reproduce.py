@@ -65,7 +65,7 @@ def numbers(monkeypatch):
 
 
 def test_tasks_get_the_result_that_they_wait_for(numbers, tmp_path):
-    sections = reproduce("numbers", tmp_path)
+    sections = reproduce("numbers", tmp_path).sections
     content = json.loads((tmp_path / "numbers.json").read_text())
     assert content["rows"][0]["values"] == [0, 2, 4]
     assert content["rows"][0]["paper"] == {"parameters": None, "value": None}
@@ -128,7 +128,7 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         reproduce("digits", tmp_path, seeds=3)
     assert not (tmp_path / "digits.json").exists()
-    (printed,) = reproduce("digits", tmp_path, seeds=3)
+    (printed,) = reproduce("digits", tmp_path, seeds=3).sections
     assert calls == [0, 1, 2, 2]
     content = json.loads((tmp_path / "digits.json").read_text())
     assert content["rows"][0]["mean"] == pytest.approx(0.91)

@@ -39,7 +39,7 @@ def tiny():
 
 
 def made(name, place, data_dir, seeds):
-    sections = reproduce(name, place, quick=True, data_dir=data_dir, seeds=seeds)
+    sections = reproduce(name, place, quick=True, data_dir=data_dir, seeds=seeds).sections
     content = json.loads((place / f"{name}.json").read_text())
     assert all(set(row) >= ROW for row in content["rows"])
     assert all({"parameters", "value"} <= set(row["paper"]) for row in content["rows"])

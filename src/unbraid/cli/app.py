@@ -15,7 +15,7 @@ import typer
 from rich.markup import escape
 
 from unbraid.cli.arguments import load_data, load_model, load_rows, split_targets
-from unbraid.cli.display import console, errors, print_facts, print_table, shown
+from unbraid.cli.display import console, errors, print_facts, print_table, print_text, shown
 from unbraid.ground.errors import InvalidInputError, UnbraidError
 
 INTERRUPTED = 130  # as shells count a command that Ctrl-C ended
@@ -52,6 +52,13 @@ class Sites(StrEnum):
 
     auto = "auto"
     qubits = "qubits"
+
+
+class GateGroup(StrEnum):
+    """Groups of real gates."""
+
+    so = "so"
+    o = "o"
 
 
 class Readout(StrEnum):
@@ -193,7 +200,7 @@ def disentangle(
     weights: Weights = None,
     targets: TargetsOption = "all-linear",
     depth: Annotated[int | None, typer.Option(help="Layers of two-body gates a side; 3 by default.")] = None,
-    gate: Annotated[str | None, typer.Option(help="so: SO(4), two CX (the default); o: any determinant; u.")] = None,
+    gate: Annotated[GateGroup | None, typer.Option(help="so: SO(4), two CX (the default); o: any determinant.")] = None,
     ansatz: Annotated[str | None, typer.Option(help="Layer grammar instead, such as '1b+cnot+1b'.")] = None,
     core_bond: Annotated[int, typer.Option(help="Bond dimension of the core.")] = 1,
     core: Annotated[str, typer.Option(help="joint: optimised too; fixed: the paper's truncation.")] = "joint",
@@ -252,7 +259,7 @@ def disentangle(
             "seed": seed,
         }
         kept = place / "disentangling"
-        options["gate"] = gate or "so"
+        options["gate"] = "so" if gate is None else gate.value
         after = disentangle_layers(before, chosen, geometry, results=results, checkpoint=kept, **options)
         steps = Steps(dataset, seed)
         steps.add("before", before)
@@ -339,7 +346,7 @@ def export(
 
 @app.command()
 def reproduce(
-    name: Annotated[str, typer.Argument(help="digits, table1 or fig4.")],
+    name: Annotated[str, typer.Argument(help="digits, table1, fig4 or routes.")],
     data_dir: DataDir = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds; by default the recipe's own.")] = None,
     workers: Annotated[int, typer.Option(help="Processes; -1 for one a core.")] = 1,
@@ -351,12 +358,13 @@ def reproduce(
     from unbraid.recipes.reproduce import reproduce as remake
 
     with shown(quiet):
-        sections = remake(name, out, seeds=seeds, workers=workers, data_dir=data_dir, quick=quick)
-    *others, last = sections
+        outcome = remake(name, out, seeds=seeds, workers=workers, data_dir=data_dir, quick=quick)
     if not quiet:
-        for section in others:
-            print_table(section.lines, title=section.heading)
-    _finish(last.lines, out / f"{name}.md", quiet, title=last.heading, page=False)
+        print_text(outcome.title, outcome.note)
+        for section in outcome.sections:
+            print_text(section.heading, section.note)
+            print_table(section.lines)
+    _written(out / f"{name}.md", quiet)
 
 
 def main() -> None:
@@ -401,12 +409,14 @@ def _finish(
     out: Path,
     quiet: bool,
     *,
-    title: str = "",
     facts: Sequence[tuple[str, str]] = (),
-    page: bool = True,
 ) -> None:
     if not quiet:
-        print_table(rows, title=title)
+        print_table(rows)
         print_facts(facts)
-    target = (out / "report.html" if page else out).resolve()
+    _written(out / "report.html", quiet)
+
+
+def _written(path: Path, quiet: bool) -> None:
+    target = path.resolve()
     console.print(str(target) if quiet else f"Written: {target}", highlight=False, soft_wrap=True, markup=False)

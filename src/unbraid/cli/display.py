@@ -61,9 +61,17 @@ def shown(quiet: bool) -> Iterator[Callable[[str], None]]:
         yield say
 
 
-def print_table(rows: Sequence[Sequence[str]], title: str = "") -> None:
+def print_text(heading: str, text: str) -> None:
+    """Print a heading, if there is one, and a text under it."""
+    if heading:
+        console.print(f"\n[bold]{escape(heading)}[/bold]", highlight=False)
+    if text:
+        console.print(text, highlight=False, markup=False)
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows as a table, the first row as its head; columns of numbers but the first to the right."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=escape(title) or None, title_justify="left")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for number, head in enumerate(rows[0]):
         numeric = number > 0 and all(row[number][:1] in "0123456789-–" for row in rows[1:])
         table.add_column(head, justify="right" if numeric else "left", overflow="fold")

@@ -40,9 +40,9 @@ class DirectCircuits:
     """
 
     route: str
-    output_circuit: Circuit
-    middle: Tensor
-    input_circuit: Circuit
+    output_circuit: Circuit = field(repr=False)
+    middle: Tensor = field(repr=False)
+    input_circuit: Circuit = field(repr=False)
     shape: tuple[int, int]
     factor_overlaps: tuple[float, ...]
     overlap: float

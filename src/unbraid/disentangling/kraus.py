@@ -74,7 +74,7 @@ class DisentangledSum:
         history: the overlap after each term of the deflation, then after each round; it never decreases.
     """
 
-    terms: tuple[SumTerm, ...]
+    terms: tuple[SumTerm, ...] = field(repr=False)
     shape: tuple[int, int]
     overlap: float
     status: Status

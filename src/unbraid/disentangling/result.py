@@ -39,18 +39,18 @@ class Disentangled:
         restarts: overlap of every run side by side, those given up included.
     """
 
-    output_circuit: Circuit
-    core: MPO
-    input_circuit: Circuit
+    output_circuit: Circuit = field(repr=False)
+    core: MPO = field(repr=False)
+    input_circuit: Circuit = field(repr=False)
     shape: tuple[int, int]
     overlap: float
     ceiling: float | None
-    entropies_before: Tensor
-    entropies_after: Tensor
+    entropies_before: Tensor = field(repr=False)
+    entropies_after: Tensor = field(repr=False)
     status: Status
     history: tuple[float, ...] = field(repr=False)
     engine: str = "dense"
-    plan: str = ""
+    plan: str = field(default="", repr=False)
     overlap_error: float = 0.0
     restarts: tuple[float, ...] = field(default=(), repr=False)
 

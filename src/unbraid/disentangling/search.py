@@ -28,6 +28,8 @@ from unbraid.tensors import MPO
 
 SAVE_EVERY = 2.0  # seconds between checkpoints
 
+_LARGER = {"so": ("so", "o", "u"), "o": ("o", "u")}  # groups that contain a group
+
 Ansaetze = tuple[Ansatz, Ansatz]  # (output side, input side)
 
 
@@ -61,8 +63,9 @@ def disentangle(
             the largest ``core_bond`` Schmidt values a bond; an MPO is a core of your own.
         start: "near_identity" (generators of standard deviation 0.05), "identity" (a slow saddle), "random" (Haar),
             "growth": depth 1 first, then layer after layer, each new one near the identity; "greedy": from the
-            outermost layer inwards, each gate pair chosen to lower the entropy of its bond. Or an earlier result for
-            the same M whose circuits are the inner layers of these: its gates and core are where this starts.
+            outermost layer inwards, each gate pair chosen to lower the entropy of its bond. Or an earlier result, for
+            this M or another of the same legs, whose circuits are the inner layers of these, of the same groups or
+            smaller ones: its gates and core are where this starts.
         engine: "dense" holds matrices of the layer's size, "mpo" only chains; "auto" chooses (see
             :attr:`Disentangled.plan`).
         seed: of the starts.
@@ -217,19 +220,25 @@ def _only_trainable(sides: Ansaetze, inner: Gates) -> bool:
 def _growing(start: Disentangled, pairs: Sequence[Ansaetze]) -> list[Ansaetze]:
     """The geometries whose inner layers are the circuits of an earlier result."""
     earlier = [circuit.ansatz for circuit in (start.output_circuit, start.input_circuit)]
-    fitting = [
-        pair
-        for pair in pairs
-        if all(side.truncated(old.depth).to_dict() == old.to_dict() for side, old in zip(pair, earlier, strict=True))
-    ]
+    fitting = [pair for pair in pairs if all(_begins_with(side, old) for side, old in zip(pair, earlier, strict=True))]
     if not fitting:
         raise InvalidInputError(
             "The circuits of the earlier result must be the inner layers of the new ones; they have "
             f"{earlier[0].depth} and {earlier[1].depth} layers on wires {earlier[0].wire_dims} and "
             f"{earlier[1].wire_dims}, and the first layers here differ. Use the same kind of ansatz and parity, at "
-            "least as deep."
+            "least as deep, with gates of the same group or a larger one."
         )
     return fitting
+
+
+def _begins_with(side: Ansatz, inner: Ansatz) -> bool:
+    """Whether the innermost layers of a circuit are of a geometry, their gates of the same group or a larger one."""
+    first = side.truncated(inner.depth)
+    sizes = [[len(layer) for layer in one.layers] for one in (first, inner)]
+    return (first.wire_dims, sizes[0]) == (inner.wire_dims, sizes[1]) and all(
+        new.wires == old.wires and new.name in _LARGER.get(old.name, (old.name,))
+        for new, old in zip(first.gates(), inner.gates(), strict=True)
+    )
 
 
 def _inner_of(start: Disentangled, problem: Problem) -> Gates:

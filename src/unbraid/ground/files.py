@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from unbraid.ground.errors import FileFormatError, InvalidInputError, OutputError
+from unbraid.ground.manifest import hash_tensors
 
 CHECKPOINT_FORMAT = "unbraid-checkpoint"
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2  # 1 had no hash of the content
 COMPLEX_NOTE = "complex128"
 
 
@@ -166,7 +167,9 @@ def write_checkpoint(path: str | os.PathLike[str], state: Any, problem: str) -> 
     """
     tensors: dict[str, Tensor] = {}
     tree = _fold(state, tensors)
-    header = {"format": CHECKPOINT_FORMAT, "version": CHECKPOINT_VERSION, "problem": problem, "tree": tree}
+    content = _content_hash(tree, tensors)
+    header = {"format": CHECKPOINT_FORMAT, "version": CHECKPOINT_VERSION, "problem": problem, "content": content}
+    header["tree"] = tree
     write_tensors(path, tensors or {"empty": torch.zeros(1)}, {"checkpoint": json.dumps(header)})
 
 
@@ -174,7 +177,7 @@ def read_checkpoint(path: str | os.PathLike[str], problem: str) -> Any:
     """Read what :func:`write_checkpoint` wrote.
 
     Raises:
-        FileFormatError: if the file is truncated, foreign or from a newer version.
+        FileFormatError: if the file is truncated, damaged, foreign or from a newer version.
         InvalidInputError: if it belongs to another problem.
     """
     tensors, metadata = read_tensors(path)
@@ -192,7 +195,14 @@ def read_checkpoint(path: str | os.PathLike[str], problem: str) -> Any:
             f"{path} belongs to another problem (other data, model or settings). Use its own settings to resume it; to "
             "start anew, delete it or choose another place."
         )
+    if version > 1 and header.get("content") != _content_hash(tree, tensors):
+        raise FileFormatError(f"{path} is damaged: its content is not what was written. Delete it and start anew.")
     return _unfold(tree, tensors)
+
+
+def _content_hash(tree: Any, tensors: Mapping[str, Tensor]) -> str:
+    names = sorted(name for name in tensors if name != "empty")
+    return problem_hash([tree, names, hash_tensors(*(tensors[name] for name in names))])
 
 
 def _fold(node: Any, tensors: dict[str, Tensor]) -> Any:

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from qiskit import QuantumCircuit
 from qiskit.quantum_info import Operator
+from torch import Tensor
 
 from unbraid.ground.errors import DidNotConvergeError, InvalidInputError
 from unbraid.quantum.templates import search
@@ -157,8 +158,10 @@ def synthesize_orthogonal(matrix: Any, *, tolerance: float = 1e-10) -> QuantumCi
             more qubits.
         DidNotConvergeError: if no circuit was found within the tolerance.
     """
-    if not 0 < tolerance < 1:
+    if not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
         raise InvalidInputError(f"tolerance must be between 0 and 1; got {tolerance!r}. Try 1e-10.")
+    if isinstance(matrix, Tensor):
+        matrix = matrix.detach().cpu().numpy()
     shape = np.shape(matrix)
     if shape not in ((2, 2), (4, 4), (8, 8), (16, 16)):
         raise InvalidInputError(
@@ -249,7 +252,9 @@ def nearest_orthogonal(matrix: Any, size: int) -> NDArray[Any]:
 
 def _checked(matrix: Any, size: int) -> Matrix:
     if np.iscomplexobj(matrix):
-        raise InvalidInputError("Ry and CX make real gates only; got a complex matrix.")
+        raise InvalidInputError(
+            "Ry and CX make real gates only; got a complex matrix. If it is real, pass matrix.real."
+        )
     return nearest_orthogonal(matrix, size)
 
 

@@ -661,7 +661,7 @@ def _draw_layers(ax: Axes, rows: Sequence[Row], source: str, key: str, ylabel: s
 def _layer_axis(ax: Axes, rows: Sequence[Row], xlabel: str, ylabel: str) -> None:
     ax.set_xscale("log")
     deepest = max(row["layers"] for row in rows if row["layers"] is not None)
-    ticks = [tick for tick in (1, 2, 3, 5, 10, 20, 40) if tick <= deepest]
+    ticks = sorted({*(tick for tick in (1, 2, 3, 5, 10, 20, 40) if tick <= deepest), deepest})
     ax.set_xticks(ticks, [str(tick) for tick in ticks])
     ax.minorticks_off()
     ax.set_xlabel(xlabel)
@@ -690,6 +690,8 @@ def _draw_ways(ax: Axes, rows: Sequence[Row]) -> None:
     ax.axvspan(*PAPER_DIP, color=GREY, alpha=0.12, linewidth=0, label="dip in the paper")
     ax.set_title(f"{TWO_BODY} gates, {TRAINED}", fontsize=9)
     _layer_axis(ax, rows, "layers a side", "overlap")
+    bottom, top = ax.get_ylim()
+    ax.set_ylim(bottom - 0.75 * (top - bottom), top)  # room for the legend
     ax.legend(fontsize=7.5, loc="lower left")
 
 

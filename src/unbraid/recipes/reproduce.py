@@ -31,7 +31,7 @@ def reproduce(
     workers: int = 1,
     data_dir: str | os.PathLike[str] | None = None,
     quick: bool = False,
-) -> tuple[Section, ...]:
+) -> Outcome:
     """Remake a table or figure; writes ``NAME.json``, ``NAME.md`` and ``NAME.png``.
 
     Args:
@@ -43,7 +43,7 @@ def reproduce(
         quick: a small version, to see that it works.
 
     Returns:
-        The tables.
+        Note and tables.
 
     Raises:
         InvalidInputError: if the name is unknown, a number out of range, or data are missing.
@@ -79,7 +79,7 @@ def reproduce(
     write_json(place / f"{name}.json", content)
     write_text(place / f"{name}.md", _markdown(outcome, manifest))
     recipe.plot(place / f"{name}.png", outcome.rows)
-    return outcome.sections
+    return outcome
 
 
 def _run(
@@ -112,7 +112,7 @@ def _run(
             for task in group
         ]
         if work:
-            found = fan_out(_one_task, work, workers=workers, description=f"{request.recipe}, {len(group)} tasks")
+            found = fan_out(_one_task, work, workers=workers, description=f"{request.recipe}: tasks")
             results.update(zip((task.name for task in group), found, strict=True))
     return results
 
