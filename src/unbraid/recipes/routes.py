@@ -59,12 +59,14 @@ ROUTES = (
     Route("bricks, O(4)", "hybrid", "the same with determinants searched"),
     Route("CNOTs in rows", "hybrid", "one-body rotations on frozen rows of CNOTs, both parities"),
     Route("CNOTs placed", "hybrid", "the same with CNOTs placed by search"),
+    Route("CNOTs alone", "control", "placed by search, without rotations"),
     Route("two terms", "hybrid", "a sum of two terms, each with a brickwall of SO(4) gates and a product core"),
     Route("SVD", "control", "circuits fitted to both orthogonal factors of the singular value decomposition"),
     Route("SVD, refitted", "control", "the same, then circuits and diagonal refitted to the matrix together"),
     Route("QR", "control", "one circuit fitted to Q; the triangle stays on the host"),
 )
-WITHOUT_CIRCUITS = ("bricks, SO(4)", "two terms")  # begin with what cores alone reach
+WITHOUT_CIRCUITS = ("bricks, SO(4)", "two terms", "QR")  # begin with what cores, or the triangle, reach alone
+PLACED = {"CNOTs placed": True, "CNOTs alone": False}  # with rotations or without
 DIRECT = {"SVD": ("svd", False), "SVD, refitted": ("svd", True), "QR": ("qr", False)}
 
 
@@ -90,17 +92,17 @@ class RoutesSettings:
 def explore(request: Request, network: Mapping[str, Any], source: str, route: str, seed: int) -> list[dict[str, Any]]:
     """One curve: overlap, CNOTs in all and numbers kept on the host, point by point."""
     settings: RoutesSettings = request.settings
+    depths = (*((0,) if route in WITHOUT_CIRCUITS else ()), *settings.depths)
     if route in DIRECT:
-        return [_direct(_matrix(network, source, seed), depth, route, settings, seed) for depth in settings.depths]
+        return [_direct(_matrix(network, source, seed), depth, route, settings, seed) for depth in depths]
     mpo = _mpo(network, source, seed)
-    if route == "CNOTs placed":
-        front = search_placement(mpo, settings.budget, seed=seed)
+    if route in PLACED:
+        front = search_placement(mpo, settings.budget, angles=PLACED[route], seed=seed)
         best = {cnots: front.at(cnots) for cnots in settings.placed if cnots <= settings.budget}
         return [_point(2 * cnots, found.overlap, found.result.core.num_parameters) for cnots, found in best.items()]
     options: dict[str, Any] = {"restarts": settings.restarts, "tolerance": settings.tolerance, "seed": seed}
     points = []
-    bare = (0,) if route in WITHOUT_CIRCUITS else ()
-    for depth in (*bare, *settings.depths):
+    for depth in depths:
         if route == "two terms":
             sums = [disentangle_sum(mpo, brickwall(len(SITES), depth, parity=p), 2, **options) for p in (0, 1)]
             pair = max(sums, key=lambda one: one.overlap)
@@ -188,8 +190,8 @@ def _name(source: str, route: str, seed: int) -> str:
 
 
 def _routes(source: str) -> list[Route]:
-    """A placement search on a dense layer has little to place for: its overlaps stay far from 1."""
-    return [route for route in ROUTES if source != DENSE or route.name not in ("CNOTs placed", "two terms")]
+    """Searches for the best places are left out on a dense layer, whose overlaps stay far from 1."""
+    return [route for route in ROUTES if source != DENSE or route.name not in (*PLACED, "two terms")]
 
 
 def _tasks(request: Request) -> list[Task]:
@@ -221,7 +223,7 @@ def _assemble(request: Request, results: Mapping[str, Any]) -> Outcome:
     note = (
         f"{describe_networks(request, networks)} Gaussian: untrained MPOs of the same shape. Dense layer: the 64 x 64 "
         "layer of a dense 64-64-10 network trained on the bundled digits, never an MPO. CNOTs of both sides together, "
-        "as built; QR has one side. At 0 CNOTs stand cores without circuits. Mean and standard deviation over seeds. "
+        "as built; QR has one side. At 0 CNOTs stand cores, and the triangle of QR, without circuits. Mean and standard deviation over seeds. "
         "Exact simulation, no shots."
     )
     return Outcome(
@@ -282,13 +284,14 @@ def _draw(ax: Axes, source: str, rows: Sequence[Row]) -> None:
     from unbraid.report.plots import COLOURS, GREY, MARKERS
 
     names = [route.name for route in ROUTES]
-    looks = dict(zip(names, zip((*COLOURS, GREY, "black"), (*MARKERS, "x", "+"), strict=True), strict=True))
+    colours, markers = (*COLOURS, GREY, "black", "#8c564b"), (*MARKERS, "x", "+", "*")
+    looks = dict(zip(names, zip(colours, markers, strict=True), strict=True))
     for route in _routes(source):
         colour, marker = looks[route.name]
         mine = [row for row in rows if (row["source"], row["route"]) == (source, route.name)]
         ax.errorbar(
             [row["cnots"] for row in mine],
-            [row["mean"] for row in mine],
+            [1 - row["mean"] for row in mine],
             [row["std"] for row in mine],
             color=colour,
             marker=marker,
@@ -299,9 +302,12 @@ def _draw(ax: Axes, source: str, rows: Sequence[Row]) -> None:
             elinewidth=0.7,
             label=route.name,
         )
-    ax.set_xscale("symlog", linthresh=2)
+    ax.set_xscale("symlog", linthresh=10, linscale=0.7)
+    ax.set_xticks(ticks := (0, 5, 10, 20, 50, 100, 200), [str(tick) for tick in ticks])
+    ax.set_yscale("log")
+    ax.set_ylim(bottom=0.6 * min(1 - row["mean"] for row in rows if row["source"] == source))
     ax.set_title(source, fontsize=9)
-    ax.set_ylabel("overlap")
+    ax.set_ylabel("1 - overlap")
 
 
 RECIPE = Recipe(
