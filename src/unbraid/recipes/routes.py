@@ -223,8 +223,8 @@ def _assemble(request: Request, results: Mapping[str, Any]) -> Outcome:
     note = (
         f"{describe_networks(request, networks)} Gaussian: untrained MPOs of the same shape. Dense layer: the 64 x 64 "
         "layer of a dense 64-64-10 network trained on the bundled digits, never an MPO. CNOTs of both sides together, "
-        "as built; QR has one side. At 0 CNOTs stand cores, and the triangle of QR, without circuits. Mean and standard deviation over seeds. "
-        "Exact simulation, no shots."
+        "as built; QR has one side. At 0 CNOTs stand cores, and the triangle of QR, without circuits. Mean and "
+        "standard deviation over seeds. Exact simulation, no shots."
     )
     return Outcome(
         title="Routes from a layer to circuits: overlap against CNOTs",
