@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -76,6 +77,15 @@ class ExecutorName(StrEnum):
     aer = "aer"
 
 
+def _positive(value: float) -> float:
+    """Refuse learning rates that healing would refuse only after the long work before it."""
+    if not (math.isfinite(value) and value > 0):
+        raise typer.BadParameter(f"must be a positive number; got {value}")
+    return value
+
+
+Epochs = Annotated[int, typer.Option(min=1, help="Of healing.")]
+LearningRate = Annotated[float, typer.Option(callback=_positive, help="Peak learning rate of healing.")]
 SitesOption = Annotated[Sites, typer.Option(help="qubits: one qubit a site, as circuits need; auto: for speed.")]
 
 
@@ -158,8 +168,8 @@ def compress(
     data_dir: DataDir = None,
     size: Size = None,
     download: Download = False,
-    epochs: Annotated[int, typer.Option(help="Of healing.")] = 20,
-    lr: Annotated[float, typer.Option(help="Peak learning rate of healing.")] = 1e-2,
+    epochs: Epochs = 20,
+    lr: LearningRate = 1e-2,
     out: Out = Path("unbraid-out"),
     seed: Seed = 0,
     quiet: Quiet = False,
@@ -212,8 +222,8 @@ def disentangle(
     data_dir: DataDir = None,
     size: Size = None,
     download: Download = False,
-    epochs: Annotated[int, typer.Option(help="Of healing.")] = 20,
-    lr: Annotated[float, typer.Option(help="Peak learning rate of healing.")] = 3e-2,
+    epochs: Epochs = 20,
+    lr: LearningRate = 3e-2,
     out: Out = Path("unbraid-out"),
     seed: Seed = 0,
     quiet: Quiet = False,

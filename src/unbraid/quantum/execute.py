@@ -3,7 +3,7 @@
 Legend: B vectors of N = 2^n entries; counts are (B, N) in the order of our flat index, which is also Qiskit's
 (``unbraid.quantum.convert`` puts site k of n on qubit n - 1 - k).
 
-Qiskit is imported only when a circuit is built for it; :class:`TorchExecutor` never needs it.
+Circuits of Qiskit are built by :mod:`unbraid.quantum.samplers` alone; :class:`TorchExecutor` needs none.
 """
 
 from __future__ import annotations
@@ -11,26 +11,19 @@ from __future__ import annotations
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from unbraid.circuits import Circuit
-from unbraid.ground.errors import InvalidInputError, require_choice, require_finite
+from unbraid.ground.errors import InvalidInputError, require_finite
 from unbraid.ground.manifest import hash_tensors
 from unbraid.ground.random import stream
-from unbraid.quantum.encode import ENCODINGS
-
-if TYPE_CHECKING:
-    pass
-
-PLAIN_BASIS = ("u", "cx")
+from unbraid.quantum.encode import Amplitude, Encoding, encode, encoding_of
 
 _NORM_TOLERANCE = 1e-4
-_LARGEST_CACHE = 20_000
-_ROTATIONS = ("rx", "ry", "rz", "p", "u")
 
 
 @dataclass(frozen=True)
@@ -64,7 +57,7 @@ class Executor(Protocol):
         vectors: Tensor,
         shots: int | Tensor | None = None,
         *,
-        encoding: str = "amplitude",
+        encoding: str | Encoding = "amplitude",
         generator: torch.Generator | None = None,
     ) -> Execution:
         """See :meth:`TorchExecutor.run`."""
@@ -91,7 +84,7 @@ class TorchExecutor:
         vectors: Tensor,
         shots: int | Tensor | None = None,
         *,
-        encoding: str = "amplitude",
+        encoding: str | Encoding = "amplitude",
         generator: torch.Generator | None = None,
     ) -> Execution:
         """Run ``circuit`` on vectors.
@@ -101,7 +94,8 @@ class TorchExecutor:
             vectors: normalised, shape (B, N).
             shots: shots a vector, one integer or an integer tensor of shape (B,); None for exact vectors, which stay
                 differentiable.
-            encoding: "amplitude": the vectors as they are.
+            encoding: "amplitude": the vectors as they are. "mps": as staircases prepare them; see
+                :func:`unbraid.encode`.
             generator: of the samples; equal generators give equal counts.
 
         Returns:
@@ -112,7 +106,8 @@ class TorchExecutor:
         """
         start = time.perf_counter()
         check_run(circuit, vectors)
-        require_choice(encoding, ENCODINGS, "encoding")
+        if not isinstance(encoding_of(encoding), Amplitude):
+            vectors = encode(vectors, encoding).vectors
         if shots is None:
             exact = circuit(vectors)
             return Execution(None, exact, len(vectors), 0, (), time.perf_counter() - start)

@@ -18,7 +18,7 @@ from unbraid.ground.errors import InvalidInputError, require_choice
 from unbraid.ground.random import stream
 from unbraid.nn.layers import DisentangledLinear
 from unbraid.nn.surgery import replace_modules
-from unbraid.quantum.encode import ENCODINGS
+from unbraid.quantum.encode import Encoding, encoding_of
 from unbraid.quantum.execute import Executor, TorchExecutor, count_qubits
 from unbraid.quantum.readout import READOUTS, read_out
 from unbraid.quantum.samplers import SamplerExecutor
@@ -33,7 +33,7 @@ class Stage:
         circuit: without nonlinearities.
         readout: "exact" | "reference" | "tomography".
         shots: a vector.
-        encoding: "amplitude".
+        encoding: of its inputs.
         executor: what runs it.
     """
 
@@ -41,7 +41,7 @@ class Stage:
     circuit: Circuit
     readout: str
     shots: int
-    encoding: str
+    encoding: Encoding
     executor: Executor
 
 
@@ -62,7 +62,7 @@ class QuantumLinear(nn.Module):
         layer: taken over, not copied.
         executor: what runs the circuits; torch by default.
         name: of the layer; names its stages and its random stream.
-        encoding: "amplitude".
+        encoding: "amplitude" | "mps", or one with its settings; see :func:`unbraid.encode`.
         readout: "exact" | "reference" | "tomography".
         shots: a vector and stage, over all circuits of its readout.
         seed: of the samples; the n-th call of a layer takes the n-th stream of its name.
@@ -81,7 +81,7 @@ class QuantumLinear(nn.Module):
         executor: Executor | None = None,
         *,
         name: str = "layer",
-        encoding: str = "amplitude",
+        encoding: str | Encoding = "amplitude",
         readout: str = "reference",
         shots: int = 10_000,
         seed: int = 0,
@@ -90,7 +90,7 @@ class QuantumLinear(nn.Module):
         self.layer = layer
         self.executor: Executor = TorchExecutor(seed) if executor is None else executor
         self.name = name
-        self.encoding = require_choice(encoding, ENCODINGS, "encoding")
+        self.encoding = encoding_of(encoding)
         self.readout = require_choice(readout, READOUTS, "readout")
         if isinstance(shots, bool) or not isinstance(shots, int) or shots < 2:
             raise InvalidInputError(f"shots must be an integer of at least 2; got {shots!r}.")
@@ -193,7 +193,7 @@ def to_quantum(
     model: nn.Module,
     executor: Executor | None = None,
     *,
-    encoding: str = "amplitude",
+    encoding: str | Encoding = "amplitude",
     readout: str = "reference",
     shots: int = 10_000,
     seed: int = 0,
@@ -203,7 +203,7 @@ def to_quantum(
     Args:
         model: with at least one :class:`unbraid.nn.DisentangledLinear`; left as it is.
         executor: :class:`unbraid.TorchExecutor` by default; shared by all layers.
-        encoding: "amplitude".
+        encoding: "amplitude" | "mps", or one with its settings; see :func:`unbraid.encode`.
         readout: "exact" | "reference" | "tomography", see :func:`unbraid.read_out`.
         shots: a vector and circuit of the network, over all circuits of its readout.
         seed: of the samples.

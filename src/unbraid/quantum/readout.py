@@ -23,7 +23,7 @@ from unbraid.circuits import Circuit
 from unbraid.circuits.circuit import apply_gate
 from unbraid.ground import progress
 from unbraid.ground.errors import ExecutionError, InvalidInputError, require_choice, require_extra, require_finite
-from unbraid.quantum.encode import ENCODINGS
+from unbraid.quantum.encode import Encoding, encoding_of
 from unbraid.quantum.execute import Executor, TorchExecutor, circuit_key, draw_seed
 from unbraid.quantum.samplers import SamplerExecutor
 
@@ -57,7 +57,7 @@ def read_out(
     shots: int = 10_000,
     executor: Executor | None = None,
     generator: torch.Generator | None = None,
-    encoding: str = "amplitude",
+    encoding: str | Encoding = "amplitude",
 ) -> ReadOut:
     """Run ``circuit`` on ``x`` and read the result back, with norm and sign.
 
@@ -75,7 +75,7 @@ def read_out(
         executor: :class:`unbraid.TorchExecutor` by default, sampled with seed 0.
         generator: of the samples; equal generators give equal results (samplers other than Aer keep their own
             randomness).
-        encoding: "amplitude".
+        encoding: "amplitude" | "mps", or one with its settings; see :func:`unbraid.encode`.
 
     Returns:
         A :class:`ReadOut`.
@@ -87,7 +87,7 @@ def read_out(
         MissingExtraError: if qiskit-experiments is needed and not installed.
     """
     require_choice(readout, READOUTS, "readout")
-    require_choice(encoding, ENCODINGS, "encoding")
+    encoding = encoding_of(encoding)
     if not circuit.is_linear:
         raise InvalidInputError(
             "read_out takes linear circuits; this one carries nonlinearities. Read out its segments() one by one, or "
@@ -218,7 +218,7 @@ def _reference(
     shots: int,
     executor: Executor,
     generator: torch.Generator | None,
-    encoding: str,
+    encoding: Encoding,
 ) -> tuple[Tensor, Tensor, int, int]:
     if not len(units):
         return units, units.new_zeros(0), 0, 0
@@ -239,7 +239,7 @@ def _tomography(
     shots: int,
     executor: Executor,
     generator: torch.Generator | None,
-    encoding: str,
+    encoding: Encoding,
 ) -> tuple[Tensor, Tensor, int, int]:
     library = require_extra("qiskit_experiments.library", "tomography")
     framework = require_extra("qiskit_experiments.framework", "tomography")

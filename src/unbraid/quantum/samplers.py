@@ -15,9 +15,9 @@ from torch import Tensor
 
 from unbraid.circuits import Circuit
 from unbraid.ground import progress
-from unbraid.ground.errors import ExecutionError, InvalidInputError, require_choice, require_extra
+from unbraid.ground.errors import ExecutionError, InvalidInputError, require_extra
 from unbraid.ground.random import stream, stream_seed
-from unbraid.quantum.encode import ENCODINGS
+from unbraid.quantum.encode import Encoding, encode
 from unbraid.quantum.execute import Execution, check_run, check_shots, circuit_key, count_qubits, draw_seed
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class SamplerExecutor:
         vectors: Tensor,
         shots: int | Tensor | None = None,
         *,
-        encoding: str = "amplitude",
+        encoding: str | Encoding = "amplitude",
         generator: torch.Generator | None = None,
     ) -> Execution:
         """Prepare each vector, run ``circuit``, measure all qubits.
@@ -94,7 +94,7 @@ class SamplerExecutor:
             circuit: without nonlinearities, on qubits.
             vectors: real, normalised, shape (B, N).
             shots: shots a vector, one integer or an integer tensor of shape (B,).
-            encoding: "amplitude".
+            encoding: of the vectors, see :func:`unbraid.encode`.
             generator: seeds the sampler where this package can (:class:`AerExecutor`); other samplers ignore it.
 
         Returns:
@@ -106,7 +106,6 @@ class SamplerExecutor:
         """
         start = time.perf_counter()
         check_run(circuit, vectors)
-        require_choice(encoding, ENCODINGS, "encoding")
         if shots is None:
             raise InvalidInputError(
                 "A sampler returns counts, not vectors: give shots a positive integer, or use TorchExecutor() for "
@@ -119,13 +118,12 @@ class SamplerExecutor:
         from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister
 
         from unbraid.quantum.convert import to_qiskit
-        from unbraid.quantum.encode import encode
 
         tail = QuantumCircuit(QuantumRegister(qubits, "q"), ClassicalRegister(qubits, "meas"))
         tail.compose(to_qiskit(circuit), range(qubits), inplace=True)
         tail.measure(range(qubits), range(qubits))
         tail_key = circuit_key(circuit)
-        encoded = encode(vectors.detach(), encoding=encoding)
+        encoded = encode(vectors.detach(), encoding)
         programs = [(encoded.circuit(i), tail, tail_key) for i in range(len(vectors))]
         counts, job_ids = self.sample(programs, shots_B.tolist(), generator=generator)
         return Execution(

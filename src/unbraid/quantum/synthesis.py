@@ -85,11 +85,16 @@ def so4_angles(matrix: Any) -> NDArray[np.float64]:
     gate = _checked(matrix, 4)
     if _determinant(gate) < 0:
         raise InvalidInputError("so4_angles needs determinant 1; got -1. Use orthogonal_circuit, which adds a CNOT.")
+    return rotation_angles(gate)
+
+
+def rotation_angles(gates: Matrix) -> Matrix:
+    """:func:`so4_angles` of many gates at once, unchecked: shape (..., 4, 4) to (..., 6)."""
     # A rotation is one quaternion of each copy, p ⊗ q: rank one. The SVD finds both and forgets rounding.
-    p, _, q = np.linalg.svd(np.einsum("ijab,ab->ij", _PRODUCTS, gate))
-    after_0, between_1, before_0 = _euler(p[:, 0])
-    after_1, between_0, before_1 = _euler(q[0])
-    return np.array([before_0, before_1, between_0, between_1, after_0, after_1])
+    p, _, q = np.linalg.svd(np.einsum("ijab,...ab->...ij", _PRODUCTS, gates))
+    after_0, between_1, before_0 = _euler(p[..., :, 0])
+    after_1, between_0, before_1 = _euler(q[..., 0, :])
+    return np.stack([before_0, before_1, between_0, between_1, after_0, after_1], axis=-1)
 
 
 def orthogonal_circuit(matrix: Any) -> QuantumCircuit:
@@ -262,14 +267,16 @@ def _determinant(gate: Matrix) -> float:
     return float(np.linalg.det(gate))
 
 
-def _euler(quaternion: Matrix) -> tuple[float, float, float]:
-    """Angles (after, between, before) about the axes i, j, i of a unit quaternion (1, i, j, k)."""
-    real, i, j, k = (float(entry) for entry in quaternion)
-    between = 2 * math.atan2(math.hypot(j, k), math.hypot(real, i))
-    half_sum, half_difference = math.atan2(i, real), math.atan2(k, j)
+def _euler(quaternions: Matrix) -> tuple[Matrix, Matrix, Matrix]:
+    """Angles (after, between, before) about the axes i, j, i of unit quaternions (1, i, j, k), shape (..., 4)."""
+    real, i, j, k = np.moveaxis(quaternions, -1, 0)
+    around, across = np.hypot(real, i), np.hypot(j, k)
+    between = 2 * np.arctan2(across, around)
+    half_sum, half_difference = np.arctan2(i, real), np.arctan2(k, j)
     # Where only the sum (the difference) of the outer angles is defined, one of them can be zero.
-    if math.hypot(j, k) < _SMALLEST_ANGLE:
-        between, half_difference = 0.0, half_sum
-    elif math.hypot(real, i) < _SMALLEST_ANGLE:
-        half_sum = half_difference
+    between = np.where(across < _SMALLEST_ANGLE, 0.0, between)
+    half_difference, half_sum = (
+        np.where(across < _SMALLEST_ANGLE, half_sum, half_difference),
+        np.where((across >= _SMALLEST_ANGLE) & (around < _SMALLEST_ANGLE), half_difference, half_sum),
+    )
     return half_sum + half_difference, between, half_sum - half_difference

@@ -69,6 +69,28 @@ def dense_engine(
     return Unbatched(inner, core_shapes)
 
 
+def side_of(layout: Layout, vectors: int) -> Side:
+    """The places of real gates on neighbouring wires as the compiled loops of :mod:`.kernels` read them.
+
+    Args:
+        layout: of the circuit.
+        vectors: columns V of the matrices that the gates act on.
+    """
+    from unbraid.disentangling.environments import kernels  # numba is loaded when it is used
+
+    wires = layout.ansatz.wire_dims
+    inner, starts, firsts = [], [], [0]
+    for gate, d in zip(layout.ansatz.gates(), layout.dims, strict=True):
+        length = prod(wires[gate.wires[-1] + 1 :]) * vectors
+        blocks = prod(wires[: gate.wires[0]])
+        inner.append(length)
+        starts += [block * d * length for block in range(blocks)]
+        firsts.append(len(starts))
+    kinds = [kernels.KINDS.get(gate.name, kernels.FIXED) for gate in layout.ansatz.gates()]
+    columns = (layout.dims, kinds, inner, layout.offsets, starts, firsts)
+    return kernels.Side(*(np.array(column, dtype=np.int64) for column in columns))
+
+
 class CompiledDenseEngine:
     """Runs side by side with the compiled loops of :mod:`.kernels`; real gates on neighbouring wires, on the CPU.
 
@@ -99,8 +121,8 @@ class CompiledDenseEngine:
         self._rows, self._columns = target.shape
         self._target = np.ascontiguousarray(target.numpy()).reshape(-1)
         self._dtype = target.dtype
-        self._output_side = self._side(self.output, self._columns)
-        self._input_side = self._side(self.inward, self._rows)
+        self._output_side = side_of(self.output, self._columns)
+        self._input_side = side_of(self.inward, self._rows)
         sizes = [left * leg * right for left, leg, right in core_shapes]
         order = interleave(torch.arange(target.numel()).reshape(target.shape), out_dims, in_dims)
         self._chain = kernels.Chain(
@@ -218,19 +240,6 @@ class CompiledDenseEngine:
 
     def _stripped(self, state: State, run: int) -> Tensor:
         return torch.from_numpy(self._stripped_matrix(state, run)).reshape(self._rows, self._columns)
-
-    def _side(self, layout: Layout, vectors: int) -> Side:
-        wires = layout.ansatz.wire_dims
-        inner, starts, firsts = [], [], [0]
-        for gate, d in zip(layout.ansatz.gates(), layout.dims, strict=True):
-            length = prod(wires[gate.wires[-1] + 1 :]) * vectors
-            blocks = prod(wires[: gate.wires[0]])
-            inner.append(length)
-            starts += [block * d * length for block in range(blocks)]
-            firsts.append(len(starts))
-        kinds = [self._kernels.KINDS.get(gate.name, self._kernels.FIXED) for gate in layout.ansatz.gates()]
-        columns = (layout.dims, kinds, inner, layout.offsets, starts, firsts)
-        return self._kernels.Side(*(np.array(column, dtype=np.int64) for column in columns))
 
 
 class DenseEngine:
