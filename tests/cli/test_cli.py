@@ -141,6 +141,7 @@ def test_unknown_verbs_options_and_values_exit_with_2(run, arguments):
         (("--data", "imagenet"), "digits"),
         (("--data", "digits", "--epochs", "0"), "epochs"),
         (("--data", "digits", "--lr", "-1"), "lr"),
+        (("--data", "digits", "--lr", "nan"), "lr"),
         (("--data", "mnist", "--data-dir", "not/there"), "not/there"),
     ],
 )

@@ -388,3 +388,11 @@ def test_scales_beyond_floats_do_not_matter():
         )
         < 1e-9
     )
+
+
+@pytest.mark.parametrize("factor", [1e-300, 1e-160, 1e160, 1e300])
+def test_the_overlap_does_not_depend_on_the_scale_of_a_core(factor):
+    plain = MPO.random((2,) * 4, (2,) * 4, 2, seed=0, dtype=torch.float64)
+    scaled = MPO([plain.cores[0] * factor, *plain.cores[1:]])
+    first, second = (disentangle(mpo, brickwall(4, 1), max_sweeps=50) for mpo in (plain, scaled))
+    assert second.overlap == pytest.approx(first.overlap, abs=1e-9)

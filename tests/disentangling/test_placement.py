@@ -212,6 +212,26 @@ def test_what_makes_no_sense_is_refused(options, message):
         search_placement(**({"mpo": random_mpo(), "budget": 2} | options))
 
 
-def test_a_front_refuses_a_negative_number():
+@pytest.mark.parametrize("cnots", [-1, "a", None, 1.5, True])
+def test_a_front_refuses_what_is_no_number_of_cnots(cnots):
     with pytest.raises(InvalidInputError, match="cnots must be"):
-        search_placement(random_mpo(4, 4), 1).at(-1)
+        search_placement(random_mpo(4, 4), 1).at(cnots)
+
+
+def test_rounding_makes_no_points_and_no_overlap_above_one():
+    front = search_placement(MPO.random((2,) * 3, (2,) * 3, 1, seed=0, dtype=torch.float64), 3)
+    (point,) = front.points
+    assert point.cnots == (0, 0)
+    assert point.overlap <= 1
+    assert point.result.status == "converged"
+
+
+def test_options_of_long_runs_are_checked_first(tmp_path):
+    for options in (
+        {"callback": 3},
+        {"checkpoint": 3},
+        {"checkpoint": tmp_path},
+        {"checkpoint": tmp_path / "no" / "x"},
+    ):
+        with pytest.raises(InvalidInputError, match=r"callback|checkpoint"):
+            search_placement(random_mpo(4, 4), 1, **options)

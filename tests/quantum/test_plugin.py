@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from qiskit import QuantumCircuit, transpile
 from qiskit.circuit.library import UnitaryGate
 from qiskit.providers.fake_provider import GenericBackendV2
-from qiskit.quantum_info import Operator
+from qiskit.quantum_info import Operator, random_unitary
 from qiskit.transpiler import CouplingMap, PassManager
 from qiskit.transpiler.passes import CheckMap, UnitarySynthesis
 from qiskit.transpiler.passes.synthesis.plugin import unitary_synthesis_plugin_names
@@ -137,3 +137,14 @@ def test_gates_within_control_flow_are_synthesised():
         qc.append(UnitaryGate(gate("so", 8)), [0, 1, 2])
     found = real(qc, basis_gates=["ry", "cx", "if_else", "measure"])
     assert found.data[-1].operation.blocks[0].count_ops()["cx"] == 13
+
+
+@pytest.mark.parametrize("level", [0, 1, 2, 3])
+def test_without_a_basis_foreign_gates_stay_as_with_qiskit(level):
+    reflection = np.diag([-1.0, *[1.0] * 7])
+    for matrix in (reflection, random_unitary(8, seed=1).data):
+        qc = QuantumCircuit(3)
+        qc.unitary(matrix, [0, 1, 2])
+        found = transpile(qc, unitary_synthesis_method="unbraid", optimization_level=level)
+        assert found.count_ops() == transpile(qc, optimization_level=level).count_ops()
+        assert Operator(found) == Operator(qc)

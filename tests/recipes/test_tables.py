@@ -162,7 +162,7 @@ def test_routes_side_by_side(tmp_path, mnist_dir, monkeypatch):
     monkeypatch.setitem(module.RECIPES, "routes", dataclasses.replace(routes.RECIPE, quick=small))
     content, sections, text = made("routes", tmp_path, mnist_dir, 1)
     assert len(sections) == len(routes.SOURCES)
-    assert "At 0 CNOTs stand cores without circuits" in text
+    assert "At 0 CNOTs stand cores, and the triangle of QR, without circuits" in text
     rows = {(row["source"], row["route"], round(row["cnots"])): row["mean"] for row in content["rows"]}
     for source in ("trained", "trained, mixed signs", "Gaussian"):
         assert rows[source, "two terms", 0] >= rows[source, "bricks, SO(4)", 0] - 1e-9

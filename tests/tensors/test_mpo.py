@@ -592,3 +592,12 @@ def test_norms_of_long_chains_stay_finite():
     mpo = MPO(cores)
     assert float(mpo.norm().log()) == pytest.approx(60 * math.log(200), rel=1e-6)
     assert float(mpo.schmidt_values(30)[0].log()) == pytest.approx(60 * math.log(200), rel=1e-6)
+
+
+@pytest.mark.parametrize("factor", [1e-300, 1e-160, 1e-100, 1e100, 1e160, 1e300])
+def test_norms_overlaps_and_entropies_do_not_depend_on_the_scale_of_a_core(factor):
+    plain = MPO.random((2,) * 4, (2,) * 4, 2, seed=0, dtype=torch.float64)
+    scaled = MPO([plain.cores[0] * factor, *plain.cores[1:]])
+    assert float(scaled.norm() / factor) == pytest.approx(float(plain.norm()))
+    assert float(overlap(scaled, plain)) == pytest.approx(1)
+    torch.testing.assert_close(scaled.entropies(), plain.entropies())

@@ -77,15 +77,21 @@ class ExecutorName(StrEnum):
     aer = "aer"
 
 
-def _positive(value: float) -> float:
-    """Refuse learning rates that healing would refuse only after the long work before it."""
-    if not (math.isfinite(value) and value > 0):
-        raise typer.BadParameter(f"must be a positive number; got {value}")
+def _check_epochs(value: int) -> int:
+    """Refuse what healing would refuse only after the long work before it."""
+    if value < 1:
+        raise InvalidInputError(f"--epochs must be at least 1; got {value}.")
     return value
 
 
-Epochs = Annotated[int, typer.Option(min=1, help="Of healing.")]
-LearningRate = Annotated[float, typer.Option(callback=_positive, help="Peak learning rate of healing.")]
+def _check_lr(value: float) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise InvalidInputError(f"--lr must be a positive number; got {value}.")
+    return value
+
+
+Epochs = Annotated[int, typer.Option(callback=_check_epochs, help="Of healing.")]
+LearningRate = Annotated[float, typer.Option(callback=_check_lr, help="Peak learning rate of healing.")]
 SitesOption = Annotated[Sites, typer.Option(help="qubits: one qubit a site, as circuits need; auto: for speed.")]
 
 
@@ -283,7 +289,7 @@ def disentangle(
     _finish(report.table(), out, quiet, facts=report.facts())
     if not quiet:
         for name, result in results.items():
-            ceiling = "unknown (too large)" if result.ceiling is None else f"{result.ceiling:.4f}"
+            ceiling = "unknown (too many rows)" if result.ceiling is None else f"{result.ceiling:.4f}"
             error = f" (to {result.overlap_error:.1g})" if result.overlap_error else ""
             console.print(
                 f"{escape(name)}: overlap {result.overlap:.4f}{error}, ceiling {ceiling}, {result.status}, "

@@ -295,7 +295,8 @@ class _Fit:
     def _overlap(self, terms: list[_Term]) -> float:
         total = _total(terms, self.target)
         size = torch.linalg.vector_norm(total)
-        return float((total.conj() * self.target).sum().real / size) if size > 0 else 0.0
+        # it may exceed 1 by rounding
+        return min(1.0, float((total.conj() * self.target).sum().real / size)) if size > 0 else 0.0
 
     def _engine(self, sides: tuple[Ansatz, Ansatz], target: Tensor) -> Engine:
         return dense_engine(

@@ -22,6 +22,7 @@ from unbraid.circuits import Ansatz
 from unbraid.disentangling.objective import LARGEST_DENSE, joint_ceiling
 from unbraid.disentangling.problem import scaled_core, unit_mpo
 from unbraid.disentangling.result import Disentangled, Status
+from unbraid.disentangling.search import check_run
 from unbraid.disentangling.units import UnitProblem, Units, distinct
 from unbraid.ground import progress
 from unbraid.ground.errors import InvalidInputError
@@ -40,6 +41,7 @@ CLOSE = 0.005  # below the best overlap, within which a trial is worth more swee
 SEEDS = 16  # regular scaffolds with random angles a round
 SAVE_EVERY = 2.0  # seconds between checkpoints
 POLISH, TOLERANCE = 500, 1e-9  # sweeps of a result, and the gain that ends them
+MARGIN = 1e-9  # a point of the front is better than those before by more than rounding
 
 Callback = Callable[[int, float], "bool | None"]
 
@@ -82,11 +84,11 @@ class PlacementFront:
         """The best point with at most so many CNOTs a side.
 
         Raises:
-            InvalidInputError: for a negative number.
+            InvalidInputError: for a negative number, or anything else that is no number of CNOTs.
         """
-        fitting = [point for point in self.points if max(point.cnots) <= cnots]
-        if not fitting:
+        if isinstance(cnots, bool) or not isinstance(cnots, int) or cnots < 0:
             raise InvalidInputError(f"cnots must be a number of CNOTs a side, 0 or more; got {cnots!r}.")
+        fitting = [point for point in self.points if max(point.cnots) <= cnots]
         return fitting[-1]
 
 
@@ -128,6 +130,7 @@ def search_placement(
         Disentanglers", whose CNOTs stand in regular rows; here they are searched.
     """
     _check(mpo, budget, core_bond, angles, effort)
+    check_run(seed, checkpoint, callback)
     unit, log_norm = unit_mpo(mpo.to("cpu") if mpo.device.type != "cpu" else mpo)
     problem = UnitProblem(unit, core_bond, budget + 1, angles)
     if not (problem.wires(0) or problem.wires(1)):
@@ -149,7 +152,8 @@ def search_placement(
         saved = read_checkpoint(checkpoint, identity)
         done = saved["done"]
         search.load(saved["levels"], saved["path"])
-    saved_at, status = time.monotonic(), "converged"
+    saved_at = time.monotonic()
+    status: Status = "converged"
     with progress.task("CNOT placement", len(steps)) as advance:
         advance(done)
         for number, (level, upwards) in steps[done:]:
@@ -163,7 +167,7 @@ def search_placement(
             if stop:
                 status = "stopped"
                 break
-    return PlacementFront(_front(mpo, log_norm, unit, problem, search, core_bond), status, problem.sweeps)  # type: ignore[arg-type]
+    return PlacementFront(_front(mpo, log_norm, unit, problem, search, core_bond), status, problem.sweeps)
 
 
 class _Search:
@@ -300,17 +304,26 @@ def _front(
     points: list[PlacementPoint] = []
     for level in range(search.top + 1):
         for units in search.found[level][:1]:
+            before = problem.sweeps
             (polished,) = problem.improve([units], POLISH, TOLERANCE)
+            status: Status = "converged" if problem.sweeps - before < POLISH else "out_of_sweeps"
             polished = polished if polished.overlap >= units.overlap else units
-            if not points or polished.overlap > points[-1].overlap:
-                points.append(_point(mpo, log_norm, unit, problem, polished, ceiling))
+            if not points or polished.overlap > points[-1].overlap + MARGIN:
+                points.append(_point(mpo, log_norm, unit, problem, polished, ceiling, status))
     return tuple(points)
 
 
 def _point(
-    mpo: MPO, log_norm: torch.Tensor, unit: MPO, problem: UnitProblem, units: Units, ceiling: float | None
+    mpo: MPO,
+    log_norm: torch.Tensor,
+    unit: MPO,
+    problem: UnitProblem,
+    units: Units,
+    ceiling: float | None,
+    status: Status,
 ) -> PlacementPoint:
     circuits = [problem.circuit(units, side) for side in (0, 1)]
+    overlap = min(1.0, units.overlap)  # it may exceed 1 by rounding
     core = problem.core(units)
     scaled = scaled_core([*core[:-1], core[-1] * units.overlap], log_norm.cpu(), mpo.dtype)
     stripped = circuits[0].matrix().detach().mT @ problem.dense @ circuits[1].matrix().detach().mT
@@ -319,13 +332,13 @@ def _point(
         core=scaled.to(mpo.device),
         input_circuit=circuits[1].to(mpo.device, mpo.dtype),
         shape=mpo.shape,
-        overlap=units.overlap,
-        ceiling=None if ceiling is None else max(ceiling, units.overlap),
+        overlap=overlap,
+        ceiling=None if ceiling is None else max(ceiling, overlap),
         entropies_before=unit.entropies().double(),
         entropies_after=dense_entropies(stripped, mpo.out_dims, mpo.in_dims),
-        status="out_of_sweeps",
-        history=(units.overlap,),
+        status=status,
+        history=(overlap,),
         engine="dense",
         plan="dense, compiled: CNOT units",
     )
-    return PlacementPoint(result.cnot_counts, units.overlap, result)
+    return PlacementPoint(result.cnot_counts, overlap, result)

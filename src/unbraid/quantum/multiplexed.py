@@ -40,7 +40,7 @@ def multiplexed_circuit(state: Array) -> QuantumCircuit:
     n = len(state).bit_length() - 1
     signs, steps = _plan(n)
     level = state * signs
-    blocks = []  # angles of each wire, by the value of the wires before it
+    blocks: list[Array] = []  # angles of each wire, by the value of the wires before it
     for _ in range(n):
         pairs = level.reshape(-1, 2)
         blocks.insert(0, 2 * np.arctan2(pairs[:, 1], pairs[:, 0]))

@@ -42,6 +42,8 @@ class RealUnitarySynthesis(DefaultUnitarySynthesis):  # type: ignore[misc]
             circuit = _real_circuit(np.asarray(unitary), _line(qubits, coupling_map))
             if circuit is not None:
                 return circuit_to_dag(circuit)
+        if not options["basis_gates"] and not options.get("target"):
+            return None  # nothing says which gates to use: the gate stays as it is, as with Qiskit's default
         return super().run(unitary, **options)
 
 

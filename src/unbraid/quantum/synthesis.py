@@ -142,8 +142,8 @@ def synthesize_orthogonal(matrix: Any, *, tolerance: float = 1e-10) -> QuantumCi
     SO(2) takes one Ry, SO(4) two CX, SO(8) thirteen and SO(16) sixty; Qiskit's synthesis, which gains nothing from
     realness at three and more qubits, takes 19 and 95 between any two qubits. Products of gates on fewer qubits, and
     gates of two layers of two-qubit gates, take fewer. At three and four qubits the angles are found numerically, the
-    same every time. A gate of SO(8) that is not special itself but within about 1e-4 of a permutation, a controlled
-    gate or two two-qubit gates may take 14 or 15 CX; of these a few are not found.
+    same every time. A gate of SO(8) that is not special itself but within about 1e-3 of a permutation, a controlled
+    gate or two two-qubit gates may take 14 or 15 CX; within 1e-4 of a permutation about one in eight is not found.
 
     Determinant -1: on one qubit a Z is added, on two qubits one CX; products may hold a Z too. On three and more qubits
     no circuit of Ry, X, Z and CX has it: each of them leaves a qubit alone, so its determinant is that of its small

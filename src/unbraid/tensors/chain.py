@@ -69,8 +69,7 @@ def canonicalize(cores: Sequence[Tensor], center: int) -> tuple[Chain, Tensor]:
     Returns:
         The chain and the logarithm of the norm taken out, a float64 scalar. A chain of norm 0 keeps its zeros.
     """
-    cores = list(cores)
-    log_norm = torch.zeros((), dtype=torch.float64, device=cores[0].device)
+    cores, log_norm = _levelled(cores)
     for k in range(center):
         left, leg, right = cores[k].shape
         q, r = torch.linalg.qr(cores[k].reshape(left * leg, right))
@@ -127,7 +126,9 @@ def inner(bra: Sequence[Tensor], ket: Sequence[Tensor]) -> tuple[Tensor, Tensor]
     """<bra, ket> as a mantissa and a (detached) logarithm: the value is ``mantissa * exp(log)``."""
     dtype = torch.promote_types(bra[0].dtype, ket[0].dtype)
     environment = torch.ones(1, 1, dtype=dtype, device=ket[0].device)
-    log_scale = torch.zeros((), dtype=torch.float64, device=ket[0].device)
+    bra, log_bra = _levelled(bra)
+    ket, log_ket = _levelled(ket)
+    log_scale = log_bra.to(log_ket.device) + log_ket
     for a, b in zip(bra, ket, strict=True):
         environment = torch.tensordot(environment, b.to(dtype), dims=1)  # (bra bond, leg, ket right)
         environment = torch.tensordot(a.to(dtype).conj(), environment, dims=([0, 1], [0, 1]))
@@ -244,6 +245,26 @@ def _truncate_bond(cores: Chain, bond: int, allowed: Callable[[Chain], bool]) ->
         else:
             low = middle + 1
     return best
+
+
+def _levelled(cores: Sequence[Tensor]) -> tuple[Chain, Tensor]:
+    """Cores with largest entries near 1, so that squares neither over- nor underflow, and the logarithm taken out.
+
+    The factors are powers of two: no entry is rounded. Zero and infinite cores stay as they are.
+    """
+    levelled: Chain = []
+    log_scale = torch.zeros((), dtype=torch.float64, device=cores[0].device)
+    for core in cores:
+        largest = core.detach().abs().max() if core.numel() else torch.zeros(())
+        exponent = torch.frexp(largest.double()).exponent.double()
+        usual = exponent.abs() < 64 or not 0 < float(largest) < math.inf
+        if usual:
+            levelled.append(core)
+            continue
+        half = torch.exp2(torch.trunc(exponent / 2))  # in two steps: 2^-1074 has no finite inverse
+        levelled.append(core / half.to(core.real.dtype) / torch.exp2(exponent).div(half).to(core.real.dtype))
+        log_scale = log_scale + exponent.to(log_scale.device) * math.log(2)
+    return levelled, log_scale
 
 
 def _normalized(tensor: Tensor) -> tuple[Tensor, Tensor]:
