@@ -22,6 +22,7 @@ from unbraid.quantum.cost import (
     estimate_cost,
     gate_counts,
 )
+from unbraid.quantum.readout import readout_of
 
 
 class Layer(nn.Module):
@@ -37,7 +38,7 @@ def stage(n, depth, readout="reference", shots=1000, backend=None, name="fc.inpu
     circuit = Circuit(brickwall(n, depth), init="random", dtype=torch.float64)
     executor = SimpleNamespace(backend=backend)
     return SimpleNamespace(
-        name=name, circuit=circuit, readout=readout, shots=shots, encoding="amplitude", executor=executor
+        name=name, circuit=circuit, readout=readout_of(readout), shots=shots, encoding="amplitude", executor=executor
     )
 
 

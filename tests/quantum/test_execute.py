@@ -6,6 +6,7 @@ from scipy.stats import chi2
 
 from unbraid.circuits import Circuit, brickwall, parse_ansatz
 from unbraid.ground.errors import ExecutionError, InvalidInputError
+from unbraid.quantum.encode import encode
 from unbraid.quantum.execute import TorchExecutor, sample_counts
 from unbraid.quantum.samplers import AerExecutor, SamplerExecutor
 
@@ -239,8 +240,23 @@ def test_inputs_that_cannot_be_run_are_refused(make: type) -> None:
             executor.run(circuit, vectors, shots)
     with pytest.raises(InvalidInputError, match="nonlinearities"):
         executor.run(Circuit(parse_ansatz("2b | relu | 2b", 3)), x, 10)
-    with pytest.raises(InvalidInputError, match="encoding"):
-        executor.run(circuit, x, 10, encoding="basis")
+    for circuits in ([], [circuit, lopsided(2)]):
+        with pytest.raises(InvalidInputError, match="one size"):
+            executor.run(circuits, x, 10)
+
+
+@pytest.mark.parametrize("executor", [TorchExecutor, AerExecutor])
+def test_several_circuits_run_on_every_vector(executor) -> None:
+    circuits, x = [lopsided(seed=1), lopsided(seed=2)], units(3, 8)
+    shots = torch.tensor([[100, 200, 300], [400, 500, 600]])
+    execution = executor().run(circuits, encode(x, "mps", layers=1), shots)
+    assert execution.counts is not None
+    assert execution.counts.shape == (2, 3, 8)
+    assert torch.equal(execution.counts.sum(dim=2), shots)
+    assert (execution.circuits, execution.shots) == (6, 2100)
+    many = executor().run(circuits, encode(x, "mps", layers=1), 50_000).counts
+    for circuit, counts in zip(circuits, many, strict=True):
+        assert_same_law(counts, circuit(x).detach() ** 2)
 
 
 def test_samplers_refuse_what_only_torch_can() -> None:

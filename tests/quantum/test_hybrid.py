@@ -112,7 +112,7 @@ def test_stages_multiply_to_the_layer() -> None:
     layer = disentangled(8, 4)
     first, last = QuantumLinear(layer, name="fc", shots=500).stages()
     assert (first.name, last.name) == ("fc.input", "fc.output")
-    assert (first.readout, first.shots, str(first.encoding)) == ("reference", 500, "amplitude")
+    assert (str(first.readout), first.shots, str(first.encoding)) == ("reference", 500, "amplitude")
     assert isinstance(first.executor, TorchExecutor)
     x = data(3, 8)
     assert torch.allclose(last.circuit(layer.core.apply(first.circuit(x))) + layer.bias, layer(x), atol=1e-5)

@@ -293,11 +293,13 @@ class Circuit(nn.Module):
         """The modules between the segments, in the order in which they act."""
         return [self.joints[step] for step in self.schedule() if isinstance(step, str)]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, prepare: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Apply the circuit to vectors.
 
         Args:
             x: shape (..., N).
+            prepare: applied to what each linear segment with gates gets, shape (B, N) to (B, N): what a device makes of
+                vectors that it prepares as states.
 
         Returns:
             Shape (..., N); complex if a gate is.
@@ -318,7 +320,7 @@ class Circuit(nn.Module):
             if isinstance(step, int):
                 run.append(step)
                 continue
-            x = self._apply_run(x, run, matrices)
+            x = self._apply_run(x if prepare is None or not run else prepare(x), run, matrices)
             run = []
             if step != "end":
                 x = self.joints[step](x)

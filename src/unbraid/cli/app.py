@@ -67,6 +67,7 @@ class Readout(StrEnum):
 
     exact = "exact"
     reference = "reference"
+    signs = "signs"
     tomography = "tomography"
 
 

@@ -2,22 +2,29 @@
 
 from unbraid.quantum.convert import from_qasm3, from_qiskit, read_qpy, to_qasm3, to_qiskit, write_qpy
 from unbraid.quantum.cost import Cost, count_gates, estimate_cost
-from unbraid.quantum.encode import Encoded, encode
+from unbraid.quantum.encode import Encoded, MPSEncoding, encode
 from unbraid.quantum.execute import Execution, TorchExecutor
 from unbraid.quantum.hybrid import QuantumLinear, Stage, to_quantum
 from unbraid.quantum.readout import ReadOut, read_out
+from unbraid.quantum.reference import Reference
 from unbraid.quantum.samplers import AerExecutor, SamplerExecutor
+from unbraid.quantum.signs import Signs
 from unbraid.quantum.synthesis import synthesize_orthogonal
+from unbraid.quantum.tomography import Tomography
 
 __all__ = [
     "AerExecutor",
     "Cost",
     "Encoded",
     "Execution",
+    "MPSEncoding",
     "QuantumLinear",
     "ReadOut",
+    "Reference",
     "SamplerExecutor",
+    "Signs",
     "Stage",
+    "Tomography",
     "TorchExecutor",
     "count_gates",
     "encode",

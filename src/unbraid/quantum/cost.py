@@ -16,7 +16,7 @@ from qiskit import QuantumCircuit, transpile
 from torch import nn
 
 from unbraid.circuits import Circuit
-from unbraid.ground.errors import InvalidInputError, require_choice, require_extra
+from unbraid.ground.errors import InvalidInputError, require_extra
 from unbraid.ground.random import stream
 from unbraid.quantum.convert import is_standard, num_qubits, to_qiskit, unrolled
 from unbraid.quantum.encode import encode
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from unbraid.quantum.hybrid import Stage
 
 TRANSPILER_SEED = 0
-# Circuits that a readout runs a vector, n qubits each.
-CIRCUITS_PER_VECTOR = {"exact": lambda n: 1, "reference": lambda n: 2, "tomography": lambda n: 3**n}
 
 # IBM's job validation accepts every job below these; larger ones may be refused (documentation, "Job limits").
 TWO_QUBIT_GATES_PER_JOB = 10_000
@@ -72,7 +70,7 @@ class StageCost:
     Attributes:
         name: of the stage, such as "fc1.input".
         qubits: of its circuits.
-        readout: "exact" | "reference" | "tomography".
+        readout: "exact" | "reference" | "signs" | "tomography".
         circuits: circuits to run.
         shots: of all circuits together.
         two_qubit_gates_per_circuit: of the preparation of a generic vector and of the circuit.
@@ -263,23 +261,17 @@ def _quantum_layers(hybrid: nn.Module) -> Iterator[Any]:
 
 
 def _stage_cost(stage: Stage, n_samples: int) -> StageCost:
-    require_choice(stage.readout, tuple(CIRCUITS_PER_VECTOR), "readout")
     n = num_qubits(stage.circuit.ansatz.wire_dims)
     backend = getattr(stage.executor, "backend", None)
     counts = gate_counts(_stage_circuit(stage, n, backend))
-    each = CIRCUITS_PER_VECTOR[stage.readout](n)
-    circuits = n_samples * each
-    shots = 0
-    if stage.readout == "tomography":
-        shots = circuits * max(1, stage.shots // each)
-    elif stage.readout == "reference":
-        shots = n_samples * stage.shots
+    circuits = n_samples * stage.readout.circuits(n)
+    shots = n_samples * stage.readout.shots(stage.shots, n)
     jobs = _jobs(circuits, counts["two_qubit"], shots) if shots else 0
     seconds = jobs * SECONDS_PER_JOB + shots * (SECONDS_PER_SHOT + counts["depth"] * SECONDS_PER_LAYER)
     return StageCost(
         name=stage.name,
         qubits=n,
-        readout=stage.readout,
+        readout=str(stage.readout),
         circuits=circuits,
         shots=shots,
         two_qubit_gates_per_circuit=counts["two_qubit"],

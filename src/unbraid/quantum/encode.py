@@ -35,7 +35,7 @@ class Amplitude:
 
 
 @dataclass(frozen=True)
-class MPS:
+class MPSEncoding:
     """Staircases of SO(4) gates on neighbouring qubits, fitted to each vector: a matrix product state as a circuit.
 
     Attributes:
@@ -60,7 +60,7 @@ class MPS:
         return "mps"
 
 
-Encoding = Amplitude | MPS
+Encoding = Amplitude | MPSEncoding
 
 
 def encoding_of(encoding: str | Encoding) -> Encoding:
@@ -69,10 +69,10 @@ def encoding_of(encoding: str | Encoding) -> Encoding:
     Raises:
         InvalidInputError: if the name is unknown.
     """
-    if isinstance(encoding, Amplitude | MPS):
+    if isinstance(encoding, Amplitude | MPSEncoding):
         return encoding
     require_choice(encoding, ENCODINGS, "encoding")
-    return Amplitude() if encoding == "amplitude" else MPS()
+    return Amplitude() if encoding == "amplitude" else MPSEncoding()
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def encode(
     Args:
         x: shape (..., m); zeros are appended up to the next power of two. Integers become torch's default dtype.
         encoding: "amplitude": the vector's entries are the amplitudes, exactly. "mps": staircases of gates on
-            neighbouring qubits, approximately and with fewer CNOTs. Or one with its settings, :class:`MPS`.
+            neighbouring qubits, approximately and with fewer CNOTs. Or one with its settings, :class:`MPSEncoding`.
         layers: staircases; for "mps", 3 by default.
         sweeps: that polish the gates of a vector, at most; for "mps", 200 by default.
         tolerance: a vector is done when a sweep gains less overlap; for "mps", 1e-6 by default.
@@ -182,7 +182,7 @@ def encode(
             raise InvalidInputError(
                 f"{', '.join(given)} belong to encoding='mps' alone; got encoding={encoding!r}. Use one or the other."
             )
-        encoding = MPS(**given)
+        encoding = MPSEncoding(**given)
     chosen = encoding_of(encoding)
     x = torch.as_tensor(x)
     if x.is_complex():
@@ -201,7 +201,7 @@ def encode(
     return _staircases(vectors, norm, chosen)
 
 
-def _staircases(vectors: Tensor, norm: Tensor, encoding: MPS) -> Encoded:
+def _staircases(vectors: Tensor, norm: Tensor, encoding: MPSEncoding) -> Encoded:
     flat = vectors.reshape(-1, vectors.shape[-1]).double()
     exact = flat.detach().cpu()
     gates = fit_gates(exact, encoding.layers, encoding.sweeps, encoding.tolerance).to(flat.device)

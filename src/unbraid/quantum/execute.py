@@ -1,6 +1,7 @@
 """Executors: prepare states, run one circuit on them, count outcomes.
 
-Legend: B vectors of N = 2^n entries; counts are (B, N) in the order of our flat index, which is also Qiskit's
+Legend: B vectors of N = 2^n entries; counts are (B, N), or (M, B, N) of M circuits, in the order of our flat index,
+which is also Qiskit's
 (``unbraid.quantum.convert`` puts site k of n on qubit n - 1 - k).
 
 Circuits of Qiskit are built by :mod:`unbraid.quantum.samplers` alone; :class:`TorchExecutor` needs none.
@@ -9,7 +10,7 @@ Circuits of Qiskit are built by :mod:`unbraid.quantum.samplers` alone; :class:`T
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -21,7 +22,7 @@ from unbraid.circuits import Circuit
 from unbraid.ground.errors import InvalidInputError, require_finite
 from unbraid.ground.manifest import hash_tensors
 from unbraid.ground.random import stream
-from unbraid.quantum.encode import Amplitude, Encoding, encode, encoding_of
+from unbraid.quantum.encode import Encoded
 
 _NORM_TOLERANCE = 1e-4
 
@@ -31,9 +32,10 @@ class Execution:
     """What came back, and what it took.
 
     Attributes:
-        counts: int64, shape (B, N): how often each outcome was seen; None for an exact run.
-        vectors: shape (B, N): the exact output vectors; None for a sampled run.
-        circuits: circuits run, one a vector.
+        counts: int64, shape (B, N), or (M, B, N) for a list of M circuits: how often each outcome was seen; None for an
+            exact run.
+        vectors: of the same shape: the exact output vectors; None for a sampled run.
+        circuits: circuits run, one a vector and circuit.
         shots: shots in all.
         job_ids: of the sampler's jobs; empty for torch.
         seconds: wall-clock time, queueing and transpilation included.
@@ -47,17 +49,19 @@ class Execution:
     seconds: float
 
 
+Circuits = Circuit | Sequence[Circuit]
+
+
 @runtime_checkable
 class Executor(Protocol):
-    """Anything that runs a linear circuit on encoded vectors."""
+    """Anything that runs linear circuits on encoded vectors."""
 
     def run(
         self,
-        circuit: Circuit,
-        vectors: Tensor,
+        circuit: Circuits,
+        vectors: Tensor | Encoded,
         shots: int | Tensor | None = None,
         *,
-        encoding: str | Encoding = "amplitude",
         generator: torch.Generator | None = None,
     ) -> Execution:
         """See :meth:`TorchExecutor.run`."""
@@ -80,22 +84,19 @@ class TorchExecutor:
 
     def run(
         self,
-        circuit: Circuit,
-        vectors: Tensor,
+        circuit: Circuits,
+        vectors: Tensor | Encoded,
         shots: int | Tensor | None = None,
         *,
-        encoding: str | Encoding = "amplitude",
         generator: torch.Generator | None = None,
     ) -> Execution:
         """Run ``circuit`` on vectors.
 
         Args:
-            circuit: without nonlinearities.
-            vectors: normalised, shape (B, N).
-            shots: shots a vector, one integer or an integer tensor of shape (B,); None for exact vectors, which stay
-                differentiable.
-            encoding: "amplitude": the vectors as they are. "mps": as staircases prepare them; see
-                :func:`unbraid.encode`.
+            circuit: without nonlinearities; or a list of M such circuits, each of which runs on every vector.
+            vectors: normalised, shape (B, N), prepared exactly; or encoded ones.
+            shots: shots a vector, one integer or an integer tensor of shape (B,), or (M, B) for a list of circuits;
+                None for exact vectors, which stay differentiable.
             generator: of the samples; equal generators give equal counts.
 
         Returns:
@@ -105,19 +106,39 @@ class TorchExecutor:
             InvalidInputError: if sizes, norms, entries or shots cannot be used.
         """
         start = time.perf_counter()
-        check_run(circuit, vectors)
-        if not isinstance(encoding_of(encoding), Amplitude):
-            vectors = encode(vectors, encoding).vectors
+        circuits = as_list(circuit)
+        states = check_run(circuits, vectors)
+        count = len(circuits) * len(states)
         if shots is None:
-            exact = circuit(vectors)
-            return Execution(None, exact, len(vectors), 0, (), time.perf_counter() - start)
-        shots_B = check_shots(shots, len(vectors))
+            exact = torch.stack([each(states) for each in circuits])
+            return Execution(None, _like(exact, circuit), count, 0, (), time.perf_counter() - start)
+        split = check_shots(shots, len(circuits), len(states))
         if generator is None:
             generator = stream(self.seed, "torch executor", self._calls)
             self._calls += 1
         with torch.no_grad():
-            counts = sample_counts(circuit(vectors), shots_B, generator)
-        return Execution(counts, None, len(vectors), int(shots_B.sum()), (), time.perf_counter() - start)
+            found = torch.stack([each(states) for each in circuits])
+            counts = sample_counts(found.flatten(0, 1), split.flatten(), generator).reshape(found.shape)
+        return Execution(_like(counts, circuit), None, count, int(split.sum()), (), time.perf_counter() - start)
+
+
+def as_list(circuit: Circuits) -> list[Circuit]:
+    """One or several circuits as a list.
+
+    Raises:
+        InvalidInputError: if there is none, or they act on vectors of different sizes.
+    """
+    circuits = [circuit] if isinstance(circuit, Circuit) else list(circuit)
+    if not circuits or len({each.dimension for each in circuits}) > 1:
+        raise InvalidInputError(
+            f"Circuits that run together must act on vectors of one size; got sizes {[c.dimension for c in circuits]}."
+        )
+    return circuits
+
+
+def _like(found: Tensor, circuit: Circuits) -> Tensor:
+    """Without the axis of circuits where only one was given."""
+    return found[0] if isinstance(circuit, Circuit) else found
 
 
 def sample_counts(vectors: Tensor, shots: int | Tensor, generator: torch.Generator) -> Tensor:
@@ -134,7 +155,7 @@ def sample_counts(vectors: Tensor, shots: int | Tensor, generator: torch.Generat
     Raises:
         InvalidInputError: if ``shots`` are not positive integers.
     """
-    shots_B = check_shots(shots, len(vectors))
+    (shots_B,) = check_shots(shots, 1, len(vectors))
     # NumPy's conditional binomials cost the same for ten shots and for a million.
     probabilities = vectors.detach().abs().to("cpu", torch.float64).square().numpy()
     probabilities = probabilities / probabilities.sum(axis=1, keepdims=True)
@@ -162,24 +183,25 @@ def circuit_key(circuit: Circuit) -> Hashable:
     return circuit.ansatz, circuit.mirrored, hash_tensors(*circuit.gate_matrices())
 
 
-def check_run(circuit: Circuit, vectors: Tensor) -> None:
-    """Refuse circuits that are not linear, and vectors that are no normalised states of the right size.
+def check_run(circuits: Sequence[Circuit], vectors: Tensor | Encoded) -> Tensor:
+    """The states that circuits get, shape (B, N).
 
     Raises:
-        InvalidInputError: saying what to do.
+        InvalidInputError: if a circuit is not linear, or vectors are no normalised states of the right size.
     """
-    if not circuit.is_linear:
+    if not all(circuit.is_linear for circuit in circuits):
         raise InvalidInputError(
             "An executor runs linear circuits; this one carries nonlinearities. Run its segments() one by one, or use "
             "to_quantum."
         )
-    if vectors.dim() != 2 or vectors.shape[1] != circuit.dimension:
+    states = vectors.vectors if isinstance(vectors, Encoded) else vectors
+    if states.dim() != 2 or states.shape[1] != circuits[0].dimension:
         raise InvalidInputError(
-            f"vectors must have shape (B, {circuit.dimension}) for this circuit; got {tuple(vectors.shape)}. Pad with "
-            "zeros."
+            f"vectors must have shape (B, {circuits[0].dimension}) for this circuit; got {tuple(states.shape)}. Pad "
+            "with zeros."
         )
-    require_finite(vectors, "vectors")
-    norms = torch.linalg.vector_norm(vectors.detach(), dim=1)
+    require_finite(states, "vectors")
+    norms = torch.linalg.vector_norm(states.detach(), dim=1)
     wrong = (norms - 1).abs() > _NORM_TOLERANCE
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])
@@ -187,16 +209,22 @@ def check_run(circuit: Circuit, vectors: Tensor) -> None:
             f"vectors must be normalised, since a quantum state has no norm; row {row} has norm "
             f"{float(norms[row]):.6g}. Divide by the norms and keep them, as read_out does."
         )
+    return states
 
 
-def check_shots(shots: int | Tensor, count: int) -> Tensor:
-    """Shots as an int64 tensor of shape (B,) on the CPU."""
+def check_shots(shots: int | Tensor, circuits: int, count: int) -> Tensor:
+    """Shots as an int64 tensor of shape (circuits, count) on the CPU.
+
+    Raises:
+        InvalidInputError: if they are not positive integers, or not as many.
+    """
     if isinstance(shots, Tensor):
         whole = not (shots.is_floating_point() or shots.is_complex() or shots.dtype == torch.bool)
-        if whole and shots.shape == (count,) and (count == 0 or int(shots.min()) > 0):
-            return shots.to("cpu", torch.int64)
+        fits = shots.shape in ((count,), (circuits, count))
+        if whole and fits and (shots.numel() == 0 or int(shots.min()) > 0):
+            return shots.to("cpu", torch.int64).expand(circuits, count)
     elif isinstance(shots, int) and not isinstance(shots, bool) and shots > 0:
-        return torch.full((count,), shots, dtype=torch.int64)
+        return torch.full((circuits, count), shots, dtype=torch.int64)
     raise InvalidInputError(
         f"shots must be a positive integer, or a tensor of {count} positive integers; got {shots!r}."
     )

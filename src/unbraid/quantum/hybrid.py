@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from unbraid.circuits import Circuit
-from unbraid.ground.errors import InvalidInputError, require_choice
+from unbraid.ground.errors import InvalidInputError
 from unbraid.ground.random import stream
 from unbraid.nn.layers import DisentangledLinear
 from unbraid.nn.surgery import replace_modules
 from unbraid.quantum.encode import Encoding, encoding_of
 from unbraid.quantum.execute import Executor, TorchExecutor, count_qubits
-from unbraid.quantum.readout import READOUTS, read_out
+from unbraid.quantum.reading import Readout
+from unbraid.quantum.readout import Exact, read_out, readout_of, through_states
 from unbraid.quantum.samplers import SamplerExecutor
 
 
@@ -31,7 +33,7 @@ class Stage:
     Attributes:
         name: layer, side, and number of the segment where there are several, such as "fc1.input".
         circuit: without nonlinearities.
-        readout: "exact" | "reference" | "tomography".
+        readout: how its result is read.
         shots: a vector.
         encoding: of its inputs.
         executor: what runs it.
@@ -39,7 +41,7 @@ class Stage:
 
     name: str
     circuit: Circuit
-    readout: str
+    readout: Readout
     shots: int
     encoding: Encoding
     executor: Executor
@@ -63,7 +65,8 @@ class QuantumLinear(nn.Module):
         executor: what runs the circuits; torch by default.
         name: of the layer; names its stages and its random stream.
         encoding: "amplitude" | "mps", or one with its settings; see :func:`unbraid.encode`.
-        readout: "exact" | "reference" | "tomography".
+        readout: "exact" | "reference" | "signs" | "tomography", or one with its settings; see
+            :func:`unbraid.read_out`.
         shots: a vector and stage, over all circuits of its readout.
         seed: of the samples; the n-th call of a layer takes the n-th stream of its name.
 
@@ -82,7 +85,7 @@ class QuantumLinear(nn.Module):
         *,
         name: str = "layer",
         encoding: str | Encoding = "amplitude",
-        readout: str = "reference",
+        readout: str | Readout = "reference",
         shots: int = 10_000,
         seed: int = 0,
     ) -> None:
@@ -91,10 +94,10 @@ class QuantumLinear(nn.Module):
         self.executor: Executor = TorchExecutor(seed) if executor is None else executor
         self.name = name
         self.encoding = encoding_of(encoding)
-        self.readout = require_choice(readout, READOUTS, "readout")
+        self.readout = readout_of(readout)
         if isinstance(shots, bool) or not isinstance(shots, int) or shots < 2:
             raise InvalidInputError(f"shots must be an integer of at least 2; got {shots!r}.")
-        if readout == "exact" and not isinstance(self.executor, TorchExecutor):
+        if isinstance(self.readout, Exact) and not isinstance(self.executor, TorchExecutor):
             raise InvalidInputError(
                 f"readout='exact' needs executor=TorchExecutor(); got {self.executor!r}. Use readout='reference' to "
                 "measure."
@@ -121,7 +124,7 @@ class QuantumLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""
-        return f"executor={self.executor!r}, encoding={self.encoding!r}, readout={self.readout!r}, shots={self.shots}"
+        return f"executor={self.executor!r}, encoding={self.encoding}, readout={self.readout}, shots={self.shots}"
 
     def stages(self) -> list[Stage]:
         """The circuits that one input passes through, in order; without those that have no gates."""
@@ -151,11 +154,12 @@ class QuantumLinear(nn.Module):
         return self.layer.input_circuit.dimension
 
     def _run(self, side: str, circuit: Circuit, x: Tensor, generator: torch.Generator) -> Tensor:
-        if self.readout == "exact":
+        if isinstance(self.readout, Exact):
             self.spent.circuits += x.shape[:-1].numel() * sum(
                 _has_gates(stage.circuit) for stage in self._side_stages(side, circuit)
             )
-            return circuit(x)  # segments are detached copies; this one keeps the gradients of the gates
+            # segments are detached copies; this one keeps the gradients of the gates
+            return circuit(x, prepare=partial(through_states, encoding=self.encoding))
         joints = [*circuit.joint_modules(), None]
         for stage, joint in zip(self._side_stages(side, circuit), joints, strict=True):
             if _has_gates(stage.circuit):
@@ -194,7 +198,7 @@ def to_quantum(
     executor: Executor | None = None,
     *,
     encoding: str | Encoding = "amplitude",
-    readout: str = "reference",
+    readout: str | Readout = "reference",
     shots: int = 10_000,
     seed: int = 0,
 ) -> nn.Module:
@@ -204,7 +208,8 @@ def to_quantum(
         model: with at least one :class:`unbraid.nn.DisentangledLinear`; left as it is.
         executor: :class:`unbraid.TorchExecutor` by default; shared by all layers.
         encoding: "amplitude" | "mps", or one with its settings; see :func:`unbraid.encode`.
-        readout: "exact" | "reference" | "tomography", see :func:`unbraid.read_out`.
+        readout: "exact" | "reference" | "signs" | "tomography", or one with its settings; see
+            :func:`unbraid.read_out`.
         shots: a vector and circuit of the network, over all circuits of its readout.
         seed: of the samples.
 

@@ -17,8 +17,17 @@ from unbraid.circuits import Circuit
 from unbraid.ground import progress
 from unbraid.ground.errors import ExecutionError, InvalidInputError, require_extra
 from unbraid.ground.random import stream, stream_seed
-from unbraid.quantum.encode import Encoding, encode
-from unbraid.quantum.execute import Execution, check_run, check_shots, circuit_key, count_qubits, draw_seed
+from unbraid.quantum.encode import Encoded, encode
+from unbraid.quantum.execute import (
+    Circuits,
+    Execution,
+    as_list,
+    check_run,
+    check_shots,
+    circuit_key,
+    count_qubits,
+    draw_seed,
+)
 
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
@@ -81,20 +90,18 @@ class SamplerExecutor:
 
     def run(
         self,
-        circuit: Circuit,
-        vectors: Tensor,
+        circuit: Circuits,
+        vectors: Tensor | Encoded,
         shots: int | Tensor | None = None,
         *,
-        encoding: str | Encoding = "amplitude",
         generator: torch.Generator | None = None,
     ) -> Execution:
         """Prepare each vector, run ``circuit``, measure all qubits.
 
         Args:
-            circuit: without nonlinearities, on qubits.
-            vectors: real, normalised, shape (B, N).
-            shots: shots a vector, one integer or an integer tensor of shape (B,).
-            encoding: of the vectors, see :func:`unbraid.encode`.
+            circuit: without nonlinearities, on qubits; or a list of M of them, each of which runs on every vector.
+            vectors: real, normalised, shape (B, N), prepared exactly; or encoded ones.
+            shots: shots a vector, one integer or an integer tensor of shape (B,), or (M, B) for a list of circuits.
             generator: seeds the sampler where this package can (:class:`AerExecutor`); other samplers ignore it.
 
         Returns:
@@ -105,35 +112,41 @@ class SamplerExecutor:
             ExecutionError: if the sampler fails or does not return the shots that were asked for.
         """
         start = time.perf_counter()
-        check_run(circuit, vectors)
+        circuits = as_list(circuit)
+        states = check_run(circuits, vectors)
         if shots is None:
             raise InvalidInputError(
                 "A sampler returns counts, not vectors: give shots a positive integer, or use TorchExecutor() for "
                 "exact vectors."
             )
-        shots_B = check_shots(shots, len(vectors))
-        qubits = self.check_width(circuit)
-        if not len(vectors):
-            return Execution(torch.zeros(0, circuit.dimension, dtype=torch.int64), None, 0, 0, (), 0.0)
+        split = check_shots(shots, len(circuits), len(states))
+        encoded = vectors if isinstance(vectors, Encoded) else encode(states.detach())
+        programs = []
+        for each in circuits:
+            tail, key = self._tail(each), circuit_key(each)
+            programs += [(encoded.circuit(i), tail, key) for i in range(len(states))]
+        counts, job_ids = self.sample(programs, split.flatten().tolist(), generator=generator)
+        found = torch.from_numpy(counts).reshape(len(circuits), *states.shape).to(states.device)
+        return Execution(
+            found[0] if isinstance(circuit, Circuit) else found,
+            None,
+            len(programs),
+            int(split.sum()),
+            job_ids,
+            time.perf_counter() - start,
+        )
+
+    def _tail(self, circuit: Circuit) -> QuantumCircuit:
+        """What follows a preparation: the circuit and a measurement of all its qubits."""
         from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister
 
         from unbraid.quantum.convert import to_qiskit
 
+        qubits = self.check_width(circuit)
         tail = QuantumCircuit(QuantumRegister(qubits, "q"), ClassicalRegister(qubits, "meas"))
         tail.compose(to_qiskit(circuit), range(qubits), inplace=True)
         tail.measure(range(qubits), range(qubits))
-        tail_key = circuit_key(circuit)
-        encoded = encode(vectors.detach(), encoding)
-        programs = [(encoded.circuit(i), tail, tail_key) for i in range(len(vectors))]
-        counts, job_ids = self.sample(programs, shots_B.tolist(), generator=generator)
-        return Execution(
-            torch.from_numpy(counts).to(vectors.device),
-            None,
-            len(vectors),
-            int(shots_B.sum()),
-            job_ids,
-            time.perf_counter() - start,
-        )
+        return tail
 
     def check_width(self, circuit: Circuit) -> int:
         """Number of qubits of ``circuit``.
@@ -170,6 +183,8 @@ class SamplerExecutor:
         Raises:
             ExecutionError: if the sampler fails or does not return the shots that were asked for.
         """
+        if not programs:
+            return np.zeros((0, 0), dtype=np.int64), ()
         pubs = [(*self._bind(*program), number) for program, number in zip(programs, shots, strict=True)]
         counts = np.zeros((len(pubs), 2 ** programs[0][1].num_qubits), dtype=np.int64)
         job_ids: list[str] = []

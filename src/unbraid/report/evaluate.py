@@ -164,7 +164,7 @@ def _kind(model: nn.Module, is_hybrid: bool) -> str:
 def _way_of_running(quantum: dict[str, Any]) -> str:
     from unbraid.quantum.samplers import AerExecutor
 
-    if all(module.readout == "exact" for module in quantum.values()):
+    if all(str(module.readout) == "exact" for module in quantum.values()):
         return "exact"
     return "aer" if all(isinstance(module.executor, AerExecutor) for module in quantum.values()) else "hybrid"
 

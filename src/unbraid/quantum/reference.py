@@ -1,0 +1,149 @@
+"""The plus/minus reference: two circuits a vector, no ancilla, and every sign, the global one included.
+
+Instead of x the circuit Q gets c x + s r and c x - s r, normalised, with a reference r whose image w = s Q r the host
+knows. With a = c psi, outcome b has the probabilities (a_b + w_b)^2 / nu+^2 and (a_b - w_b)^2 / nu-^2: their sum tells
+the magnitude of a_b, their difference its sign relative to w_b.
+
+For exact preparation r = Q^T u, so that w has equal entries, which serves all signs alike. Staircases prepare
+c x +- s r better if r itself is little entangled: there r = u, a product state, and w = s Q u is computed once a
+circuit.
+
+Small s leaves more shots to the signal, but signs are lost where w_b is no larger than the resolution
+1 / (2 sqrt(S)) of an amplitude; so s follows from the number of shots.
+
+Legend: u uniform; nu+ and nu- the norms of c x +- s r; S shots of both circuits; n+ and n- counts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unbraid.circuits import Circuit
+from unbraid.ground.errors import InvalidInputError
+from unbraid.quantum.encode import Amplitude, Encoding, encode
+from unbraid.quantum.execute import Executor
+from unbraid.quantum.reading import Reading, apply_transposed, counts_of, uniform
+
+# w_b against the resolution of an amplitude: the least error at 3,000 to 36,000 shots and 6 to 10 qubits
+_RESOLUTION = 4.8
+_LEAST, _MOST = 0.02, 0.2  # share of the reference, s^2
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The plus/minus reference, for real circuits.
+
+    Attributes:
+        share: s^2, the share of the reference in the prepared states, between 0 and 1; None chooses it by the shots.
+    """
+
+    share: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.share is not None and not (isinstance(self.share, int | float) and 0 < self.share < 1):
+            raise InvalidInputError(
+                f"share must be between 0 and 1; got {self.share!r}. Leave it out to let shots decide."
+            )
+
+    def __str__(self) -> str:
+        return "reference"
+
+    def circuits(self, qubits: int) -> int:
+        """Two."""
+        return 2
+
+    def shots(self, total: int, qubits: int) -> int:
+        """All, split in proportion to the squared norms of the states."""
+        return total
+
+    def read(
+        self,
+        circuit: Circuit,
+        units: Tensor,
+        shots: int,
+        executor: Executor,
+        generator: torch.Generator | None,
+        encoding: Encoding,
+    ) -> Reading:
+        """See :meth:`unbraid.quantum.reading.Readout.read`."""
+        if circuit.is_complex:
+            raise InvalidInputError(
+                "The plus/minus reference reads real vectors, and this circuit has unitary gates. Use readout='exact', "
+                "or circuits of gate='so'."
+            )
+        share = self.share or reference_share(shots, circuit.dimension)
+        u = uniform(circuit, units.device)
+        if isinstance(encoding, Amplitude):
+            r, image = apply_transposed(circuit, u), u
+        else:
+            r, image = u, circuit(u.to(circuit.dtype)).double()
+        states, squares = reference_states(units, r, share)
+        first = (shots * squares[0] / 2).round().long().clamp(1, shots - 1)
+        split = torch.cat([first, shots - first])
+        encoded = encode(states.flatten(0, 1), encoding)
+        execution = executor.run(circuit, encoded, split, generator=generator)
+        plus, minus = counts_of(execution, executor, units.device).chunk(2)
+        vectors, errors = solve_reference(plus, minus, shots, math.sqrt(share) * image, 1 - share)
+        return Reading(vectors, errors, execution.circuits, execution.shots)
+
+
+def reference_share(shots: int, size: int) -> float:
+    """The share s^2 of the reference that suits a number of shots: about 23 N / (4 S), between 0.02 and 0.2."""
+    return min(_MOST, max(_LEAST, _RESOLUTION**2 * size / (4 * shots)))
+
+
+def reference_states(units: Tensor, r: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """The states that the plus/minus reference prepares.
+
+    Args:
+        units: unit vectors x, shape (B, N).
+        r: the reference, of norm 1, shape (1, N).
+        share: s^2.
+
+    Returns:
+        ``(c x + s r) / nu+`` and ``(c x - s r) / nu-``, shape (2, B, N), and nu+^2 and nu-^2, shape (2, B).
+    """
+    mixed = math.sqrt(1 - share) * units + math.sqrt(share) * torch.stack([r, -r])
+    squares = mixed.square().sum(dim=2)
+    return mixed / squares.sqrt()[:, :, None], squares
+
+
+def solve_reference(plus: Tensor, minus: Tensor, shots: int, w: Tensor, signal: float) -> tuple[Tensor, Tensor]:
+    """Maximum-likelihood unit vector from the counts of the plus/minus reference.
+
+    Each amplitude a = c psi_b is a stationary point of the Poisson likelihood
+    ``n+ log (a + w)^2 + n- log (a - w)^2 - S ((a + w)^2 + (a - w)^2) / 2``, a root of
+    ``S a^3 - (S w^2 + n+ + n-) a + w (n+ - n-) = 0``, which always has three real roots.
+
+    Args:
+        plus: counts of the plus circuit, shape (B, N).
+        minus: counts of the minus circuit, shape (B, N).
+        shots: S, both circuits together, split in proportion to the squared norms of the states.
+        w: s Q r, shape (1, N).
+        signal: c^2.
+
+    Returns:
+        Unit vectors, float64, shape (B, N), and their estimated L2 errors, shape (B,).
+    """
+    plus, minus, w = plus.double(), minus.double(), w.double()
+    size = plus.shape[1]
+    p = w**2 + (plus + minus) / shots  # a^3 - p a + q = 0
+    q = w * (plus - minus) / shots
+    tiny = torch.finfo(torch.float64).tiny
+    radius = 2 * (p / 3).sqrt()
+    # Rounding may push the argument beyond 1 where two roots meet.
+    angle = torch.arccos((-3 * q / (p * radius).clamp(min=tiny)).clamp(-1, 1)) / 3
+    turns = torch.arange(3, dtype=torch.float64, device=plus.device) * (2 * math.pi / 3)
+    roots = radius * torch.cos(angle - turns[:, None, None])  # shape (3, B, N)
+    likelihood = torch.xlogy(plus, (roots + w) ** 2) + torch.xlogy(minus, (roots - w) ** 2) - shots * (roots**2 + w**2)
+    (best, second), order = likelihood.topk(2, dim=0)
+    first, other = roots.gather(0, order)
+    # Curvature 4 S around the chosen root, plus the odds of having chosen the wrong one.
+    doubt = (second - best).exp()
+    variance = (size - 1) / (4 * shots) + (doubt / (1 + doubt) * (first - other) ** 2).sum(dim=1)
+    norm = torch.linalg.vector_norm(first, dim=1, keepdim=True)
+    return first / norm.clamp(min=tiny), (variance / signal).sqrt()

@@ -1,0 +1,186 @@
+"""State tomography by qiskit-experiments: 3^n circuits a vector, and no global sign.
+
+A density matrix is the same for psi and -psi, so a rule chooses the sign. "largest" makes the component of largest
+magnitude positive, which is wrong for about half of all vectors and must not precede a nonlinearity; it is what a
+reader of the density matrix alone can do. "known" compares with what the host knows of the input: the sign of <x, u>, u
+uniform, is that of <psi, Q u>. Run both to see what the lost sign costs.
+
+Legend: B vectors of N = 2^n entries; rho the density matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unbraid.circuits import Circuit
+from unbraid.ground import progress
+from unbraid.ground.errors import ExecutionError, InvalidInputError, require_choice, require_extra
+from unbraid.quantum.encode import Encoding, encode
+from unbraid.quantum.execute import Executor, TorchExecutor, circuit_key, draw_seed
+from unbraid.quantum.reading import Reading, uniform
+from unbraid.quantum.samplers import SamplerExecutor
+
+SIGNS = ("largest", "known")
+
+
+@dataclass(frozen=True)
+class Tomography:
+    """State tomography, and the top eigenvector of the density matrix (of its real part, for a real circuit).
+
+    Attributes:
+        sign: "largest": the component of largest magnitude is made positive. "known": the sign of <x, u>, which the
+            host knows, decides.
+    """
+
+    sign: str = "largest"
+
+    def __post_init__(self) -> None:
+        require_choice(self.sign, SIGNS, "sign")
+
+    def __str__(self) -> str:
+        return "tomography"
+
+    def circuits(self, qubits: int) -> int:
+        """One a Pauli basis, 3^n."""
+        return int(3**qubits)
+
+    def shots(self, total: int, qubits: int) -> int:
+        """The same for each basis, at least 1."""
+        return int(3**qubits * max(1, total // 3**qubits))
+
+    def read(
+        self,
+        circuit: Circuit,
+        units: Tensor,
+        shots: int,
+        executor: Executor,
+        generator: torch.Generator | None,
+        encoding: Encoding,
+    ) -> Reading:
+        """See :meth:`unbraid.quantum.reading.Readout.read`."""
+        library = require_extra("qiskit_experiments.library", "tomography")
+        framework = require_extra("qiskit_experiments.framework", "tomography")
+        if isinstance(executor, TorchExecutor):
+            from qiskit.primitives import StatevectorSampler
+
+            seed = executor.seed if generator is None else draw_seed(generator)
+            sampler = SamplerExecutor(StatevectorSampler(seed=seed), optimization_level=0)
+        elif isinstance(executor, SamplerExecutor):
+            sampler = executor
+        else:
+            raise InvalidInputError(
+                f"Tomography measures in other bases and needs a SamplerExecutor or a TorchExecutor; got {executor!r}."
+            )
+        from unbraid.quantum.convert import to_qiskit
+
+        qubits = sampler.check_width(circuit)
+        bases = 3**qubits
+        each = max(1, shots // bases)
+        experiment = library.StateTomography(to_qiskit(circuit), target=None)
+        tails = experiment.circuits()
+        key = circuit_key(circuit)
+        encoded = encode(units, encoding)
+        vectors = torch.zeros(
+            units.shape, dtype=torch.complex128 if circuit.is_complex else torch.float64, device=units.device
+        )
+        errors = units.new_zeros(len(units))
+        for i in progress.track(range(len(units)), "tomography"):
+            preparation = encoded.circuit(i)
+            programs = [(preparation, tail, (key, tail.name)) for tail in tails]
+            counts, _ = sampler.sample(programs, [each] * bases, generator=generator)
+            data = framework.ExperimentData(experiment=experiment)
+            data.add_data(
+                [
+                    {"counts": _bitstrings(row, qubits), "metadata": tail.metadata, "shots": each, "meas_level": 2}
+                    for row, tail in zip(counts, tails, strict=True)
+                ]
+            )
+            vector = _top_eigenvector(_fit(experiment, data), real=not circuit.is_complex)
+            vectors[i] = torch.from_numpy(vector)
+            errors[i] = math.sqrt(_tomography_variance(vector) / (each * bases))
+        if self.sign == "known":
+            vectors = _with_known_phase(vectors, units, circuit)
+        return Reading(vectors, errors, bases * len(units), bases * each * len(units))
+
+
+def _with_known_phase(vectors: Tensor, units: Tensor, circuit: Circuit) -> Tensor:
+    u = uniform(circuit, units.device)
+    image = circuit(u.to(circuit.dtype)).to(vectors.dtype)
+    seen = (image.conj() * vectors).sum(dim=1)
+    wanted = torch.where((units * u).sum(dim=1) < 0, -1.0, 1.0).to(units)
+    phase = torch.where(seen == 0, torch.ones_like(seen), seen / seen.abs().clamp(min=1e-300))
+    return vectors * (wanted * phase.conj())[:, None]
+
+
+def _fit(experiment: Any, data: Any) -> np.ndarray:
+    """The density matrix of qiskit-experiments' default fitter, shape (N, N)."""
+    data = experiment.analysis.run(data).block_for_results()
+    try:
+        return np.asarray(data.analysis_results("state", dataframe=True).iloc[0].value)
+    except Exception as error:  # the analysis runs in a thread and reports failure as a missing result
+        raise ExecutionError(f"State tomography gave no state: {data.errors() or error}") from error
+
+
+def _top_eigenvector(rho: np.ndarray, *, real: bool) -> np.ndarray:
+    """The eigenvector of the largest eigenvalue; its component of largest magnitude is made positive."""
+    _, vectors = np.linalg.eigh(rho.real if real else rho)
+    top = vectors[:, -1]
+    largest = top[np.argmax(np.abs(top))]
+    return top * (np.abs(largest) / largest)
+
+
+def _tomography_variance(psi: np.ndarray) -> float:
+    """Expected squared L2 error of the top eigenvector, times the shots in all, to first order.
+
+    One shot in a random Pauli basis estimates rho by the product over qubits of ``3 |b><b| - 1``. Averaged over bases
+    and outcomes, its square acts on every qubit as ``sigma -> sigma + 2 tr(sigma)``; the square of its real part is
+    half of that plus half of ``sigma -> (sigma + sigma^T + tr(sigma)) / 2``. The part along psi does not turn it and is
+    subtracted. The fitter's constraint to positive matrices may lower the error further.
+    """
+    qubits = len(psi).bit_length() - 1
+    rho = np.outer(psi, psi.conj())
+    whole = _sitewise(rho, qubits, lambda sigma, identity: sigma + 2 * identity)
+    second_moment = float((psi.conj() @ whole @ psi).real)
+    if not np.iscomplexobj(psi):
+        crossed = _sitewise(rho, qubits, lambda sigma, identity: (sigma + sigma.swapaxes(1, 4) + identity) / 2)
+        second_moment = (second_moment + float(psi @ crossed @ psi)) / 2
+    return max(second_moment - _fidelity_moment(psi), 0.0)
+
+
+def _fidelity_moment(psi: np.ndarray) -> float:
+    """Mean square of one shot's estimate of <psi|rho|psi>, over all Pauli bases."""
+    qubits = len(psi).bit_length() - 1
+    half = math.sqrt(0.5)
+    bases = np.array([[[1, 0], [0, 1]], [[half, half], [half, -half]], [[half, -half * 1j], [half, half * 1j]]])
+    amplitudes = psi.reshape(1, -1)  # shape (bases, N)
+    for k in range(qubits):
+        sites = amplitudes.reshape(len(amplitudes), 2**k, 2, -1)
+        amplitudes = np.einsum("sab,mdbr->msdar", bases, sites).reshape(3 * len(amplitudes), -1)
+    probabilities = np.abs(amplitudes) ** 2
+    estimates = probabilities
+    for k in range(qubits):
+        sites = estimates.reshape(len(estimates), 2**k, 2, -1)
+        estimates = np.einsum("ab,mdbr->mdar", np.array([[2, -1], [-1, 2]]), sites).reshape(len(estimates), -1)
+    return float((probabilities * estimates**2).sum() / len(estimates))
+
+
+def _sitewise(rho: np.ndarray, qubits: int, rule: Any) -> np.ndarray:
+    """Apply ``rule(sigma, tr(sigma) times identity)`` to every qubit in turn."""
+    size = len(rho)
+    for k in range(qubits):
+        before, after = 2**k, 2 ** (qubits - 1 - k)
+        sigma = rho.reshape(before, 2, after, before, 2, after)
+        trace = np.einsum("abcdbe->acde", sigma)
+        identity = np.einsum("acde,bf->abcdfe", trace, np.eye(2))
+        rho = rule(sigma, identity).reshape(size, size)
+    return rho
+
+
+def _bitstrings(row: np.ndarray, qubits: int) -> dict[str, int]:
+    return {format(int(index), f"0{qubits}b"): int(row[index]) for index in row.nonzero()[0]}
