@@ -8,6 +8,7 @@ from unbraid.circuits import Circuit, brickwall, parse_ansatz
 from unbraid.ground.errors import ExecutionError, InvalidInputError
 from unbraid.quantum.encode import encode
 from unbraid.quantum.execute import TorchExecutor, sample_counts
+from unbraid.quantum.programs import Compiler
 from unbraid.quantum.samplers import AerExecutor, SamplerExecutor
 
 qiskit_primitives = pytest.importorskip("qiskit.primitives")
@@ -157,8 +158,8 @@ def test_backends_route_and_keep_the_order() -> None:
 def test_circuits_are_transpiled_once_for_all_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     executor = SamplerExecutor(qiskit_primitives.StatevectorSampler(seed=1), max_circuits=4)
     calls = []
-    transpile = executor.transpile
-    monkeypatch.setattr(executor, "transpile", lambda circuit: calls.append(1) or transpile(circuit))
+    transpile = Compiler.transpile
+    monkeypatch.setattr(Compiler, "transpile", lambda *arguments: calls.append(1) or transpile(*arguments))
     circuit = lopsided()
     execution = executor.run(circuit, units(10, 8), 10)
     assert len(calls) == 1
@@ -216,7 +217,7 @@ def renamed(circuit: object) -> object:
 )
 def test_faulty_samplers_give_one_clear_error(fault: str, message: str) -> None:
     with pytest.raises(ExecutionError, match=message):
-        SamplerExecutor(Faulty(fault)).run(lopsided(), units(3, 8), 100)
+        SamplerExecutor(Faulty(fault), backoff=0).run(lopsided(), units(3, 8), 100)
 
 
 @pytest.mark.parametrize("make", [TorchExecutor, lambda: SamplerExecutor(qiskit_primitives.StatevectorSampler())])

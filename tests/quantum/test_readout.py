@@ -145,7 +145,7 @@ def test_more_settings_average_the_noise_of_a_device() -> None:
         counts.append(1e6 * (0.6 * rotated**2 + 0.3 / size + 0.1 * other**2))
     errors = []
     for count in (5, 10):
-        vectors, noise = solve_signs(torch.stack(counts[:count]), settings[:count])
+        vectors, noise = solve_signs(torch.stack(counts[:count]), None, settings[:count])
         vectors = vectors * (vectors * psi).sum(dim=1, keepdim=True).sign()
         errors.append(float((vectors - psi).norm(dim=1).mean()))
         assert ((noise > 0.2) & (noise < 0.5)).all()

@@ -20,15 +20,13 @@ from unbraid.ground.errors import InvalidInputError, require_extra
 from unbraid.ground.random import stream
 from unbraid.quantum.convert import is_standard, num_qubits, to_qiskit, unrolled
 from unbraid.quantum.encode import encode
+from unbraid.quantum.jobs import SHOTS_PER_JOB, TWO_QUBIT_GATES_PER_JOB, Limits
 
 if TYPE_CHECKING:
     from unbraid.quantum.hybrid import Stage
 
 TRANSPILER_SEED = 0
 
-# IBM's job validation accepts every job below these; larger ones may be refused (documentation, "Job limits").
-TWO_QUBIT_GATES_PER_JOB = 10_000
-SHOTS_PER_JOB = 5_000_000
 # A rough model of IBM's devices. The wait between shots, in which qubits relax to |0>, is by default 250 microseconds
 # and dwarfs the rest; Falcon processors (FakeMontreal) measure in 5.2 microseconds and take 0.44 for a CX, Heron ones
 # less.
@@ -266,7 +264,8 @@ def _stage_cost(stage: Stage, n_samples: int) -> StageCost:
     counts = gate_counts(_stage_circuit(stage, n, backend))
     circuits = n_samples * stage.readout.circuits(n)
     shots = n_samples * stage.readout.shots(stage.shots, n)
-    jobs = _jobs(circuits, counts["two_qubit"], shots) if shots else 0
+    limits = getattr(stage.executor, "limits", Limits(circuits=circuits))
+    jobs = _jobs(circuits, counts["two_qubit"], shots, limits) if shots else 0
     seconds = jobs * SECONDS_PER_JOB + shots * (SECONDS_PER_SHOT + counts["depth"] * SECONDS_PER_LAYER)
     return StageCost(
         name=stage.name,
@@ -304,8 +303,8 @@ def _transpiled(qc: QuantumCircuit, backend: Any, optimization_level: int, seed:
     return transpile(qc, backend, optimization_level=optimization_level, seed_transpiler=seed)
 
 
-def _jobs(circuits: int, two_qubit_gates: int, shots: int) -> int:
-    """Jobs that hold the circuits within both limits, at least one circuit each."""
-    by_gates = TWO_QUBIT_GATES_PER_JOB // max(1, two_qubit_gates)
-    by_shots = int(SHOTS_PER_JOB / (shots / circuits))
-    return math.ceil(circuits / max(1, min(by_gates, by_shots)))
+def _jobs(circuits: int, two_qubit_gates: int, shots: int, limits: Limits) -> int:
+    """Jobs that hold the circuits within the limits, at least one circuit each."""
+    by_gates = limits.two_qubit_gates // max(1, two_qubit_gates)
+    by_shots = int(limits.shots / (shots / circuits))
+    return math.ceil(circuits / max(1, min(by_gates, by_shots, limits.circuits)))

@@ -39,6 +39,8 @@ class Execution:
         shots: shots in all.
         job_ids: of the sampler's jobs; empty for torch.
         seconds: wall-clock time, queueing and transpilation included.
+        confusion: how qubits are misread, probabilities (seen, true), shape (B, n, 2, 2) or (M, B, n, 2, 2), the most
+            significant qubit first; None where that was not measured.
     """
 
     counts: Tensor | None
@@ -47,6 +49,7 @@ class Execution:
     shots: int
     job_ids: tuple[str, ...]
     seconds: float
+    confusion: Tensor | None = None
 
 
 Circuits = Circuit | Sequence[Circuit]

@@ -72,15 +72,44 @@ class Readout(Protocol):
         ...
 
 
-def counts_of(execution: Execution, executor: Executor, device: torch.device) -> Tensor:
-    """The counts of a run, float64.
+def counts_of(execution: Execution, executor: Executor, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """The counts of a run and how its qubits were misread, float64.
 
     Raises:
-        ExecutionError: if there are none.
+        ExecutionError: if there are no counts.
     """
     if execution.counts is None:
         raise ExecutionError(f"{executor!r} returned no counts.")
-    return execution.counts.to(device, torch.float64)
+    confusion = execution.confusion
+    return execution.counts.to(device, torch.float64), None if confusion is None else confusion.to(device)
+
+
+def misread(probabilities: Tensor, confusion: Tensor | None) -> Tensor:
+    """Probabilities of what is seen; the identity where nothing is misread.
+
+    Args:
+        probabilities: of what is there, shape (B, N).
+        confusion: (seen, true), shape (B, n, 2, 2), the most significant qubit first.
+    """
+    if confusion is None:
+        return probabilities
+    shape = probabilities.shape
+    for qubit in range(confusion.shape[1]):
+        pairs = probabilities.reshape(shape[0], 2**qubit, 2, shape[1] >> (qubit + 1))
+        probabilities = torch.einsum("bij,bkjl->bkil", confusion[:, qubit], pairs).reshape(shape)
+    return probabilities
+
+
+def unfolded(counts: Tensor, confusion: Tensor | None) -> Tensor:
+    """Counts as they would be if nothing had been misread, not negative and of the same sums; shapes as in misread."""
+    if confusion is None:
+        return counts
+    try:
+        inverse = torch.linalg.inv(confusion)
+    except RuntimeError as error:  # a qubit that reads the same whatever it holds
+        raise ExecutionError("A qubit's readout does not depend on its state; leave it out of the layout.") from error
+    found = misread(counts, inverse).clamp(min=0)
+    return found * (counts.sum(dim=1, keepdim=True) / found.sum(dim=1, keepdim=True).clamp(min=1e-300))
 
 
 def uniform(circuit: Circuit, device: torch.device) -> Tensor:

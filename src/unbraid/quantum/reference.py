@@ -26,7 +26,7 @@ from unbraid.circuits import Circuit
 from unbraid.ground.errors import InvalidInputError
 from unbraid.quantum.encode import Amplitude, Encoding, encode
 from unbraid.quantum.execute import Executor
-from unbraid.quantum.reading import Reading, apply_transposed, counts_of, uniform
+from unbraid.quantum.reading import Reading, apply_transposed, counts_of, unfolded, uniform
 
 # w_b against the resolution of an amplitude: the least error at 3,000 to 36,000 shots and 6 to 10 qubits
 _RESOLUTION = 4.8
@@ -86,7 +86,7 @@ class Reference:
         split = torch.cat([first, shots - first])
         encoded = encode(states.flatten(0, 1), encoding)
         execution = executor.run(circuit, encoded, split, generator=generator)
-        plus, minus = counts_of(execution, executor, units.device).chunk(2)
+        plus, minus = unfolded(*counts_of(execution, executor, units.device)).chunk(2)
         vectors, errors = solve_reference(plus, minus, shots, math.sqrt(share) * image, 1 - share)
         return Reading(vectors, errors, execution.circuits, execution.shots)
 

@@ -1,22 +1,27 @@
 """Executors over Qiskit's samplers: complete circuits, transpiled once, with the input's angles as parameters.
 
-Legend: B vectors of N = 2^n entries; counts are (B, N) in the order of our flat index.
+What runs is built by :mod:`unbraid.quantum.programs` and run by :mod:`unbraid.quantum.jobs`; results can be kept in a
+:class:`~unbraid.quantum.store.ResultsStore`.
+
+Legend: B vectors of N = 2^n entries; counts are (B, N), or (M, B, N) of M circuits, in the order of our flat index.
 """
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister
 from torch import Tensor
 
 from unbraid.circuits import Circuit
-from unbraid.ground import progress
-from unbraid.ground.errors import ExecutionError, InvalidInputError, require_extra
+from unbraid.ground.errors import InvalidInputError, require_extra
 from unbraid.ground.random import stream, stream_seed
+from unbraid.quantum.convert import qubit_of, to_qiskit
 from unbraid.quantum.encode import Encoded, encode
 from unbraid.quantum.execute import (
     Circuits,
@@ -28,14 +33,21 @@ from unbraid.quantum.execute import (
     count_qubits,
     draw_seed,
 )
-
-if TYPE_CHECKING:
-    from qiskit import QuantumCircuit
+from unbraid.quantum.jobs import (
+    CIRCUITS_PER_JOB,
+    SHOTS_PER_JOB,
+    TWO_QUBIT_GATES_PER_JOB,
+    JobRunner,
+    Limits,
+    Patience,
+)
+from unbraid.quantum.programs import Compiler, Program
+from unbraid.quantum.store import ResultsStore
 
 PLAIN_BASIS = ("u", "cx")
+CALIBRATION_SHOTS = 100_000
 
-_LARGEST_CACHE = 20_000
-_ROTATIONS = ("rx", "ry", "rz", "p", "u")
+Programs = Sequence[tuple[QuantumCircuit, QuantumCircuit, Hashable]]
 
 
 class SamplerExecutor:
@@ -45,16 +57,30 @@ class SamplerExecutor:
     transpiled once and kept; the angles travel as parameter values.
 
     Args:
-        sampler: from Qiskit, qiskit-aer, qiskit-ibm-runtime or another provider; its randomness is its own.
+        sampler: from Qiskit, qiskit-aer, qiskit-ibm-runtime (whose ``SamplerV2`` takes a backend, a session or a
+            batch as its mode) or another provider; its randomness is its own.
         backend: a ``BackendV2`` to transpile to; give it for qiskit-ibm-runtime. Taken from ``sampler.backend`` where
             there is such an attribute; without any, circuits are only translated to ``basis_gates``.
         optimization_level: of Qiskit's transpiler, 0 to 3.
         seed: of Qiskit's transpiler.
         basis_gates: gates to translate to where there is no backend.
         max_circuits: PUBs a job.
+        max_two_qubit_gates: of all circuits of a job.
+        max_shots: of all circuits of a job.
+        store: a file (or a :class:`~unbraid.quantum.store.ResultsStore`) that keeps jobs and counts: a run that was
+            killed goes on with what is there, and equal circuits run once.
+        retrieve: finds a job of an earlier process by its id, such as ``service.job`` of ``QiskitRuntimeService``;
+            without it, jobs that were under way are submitted anew.
+        retries: further tries of a job that fails.
+        backoff: seconds before the first of them; doubled each time.
+        timeout: seconds to wait for a job; by default for ever.
+        mitigate_readout: measure how often each qubit is misread (two circuits, once for each qubit in use) and let
+            readouts take that into account. All circuits of a width then share the layout of the first.
 
     Raises:
         InvalidInputError: if the sampler has no ``run`` method, or a number is out of range.
+        FileFormatError: if the store is damaged.
+        OutputError: if the store cannot be written to.
     """
 
     def __init__(
@@ -65,7 +91,15 @@ class SamplerExecutor:
         optimization_level: int = 1,
         seed: int = 0,
         basis_gates: Sequence[str] = PLAIN_BASIS,
-        max_circuits: int = 100,
+        max_circuits: int = CIRCUITS_PER_JOB,
+        max_two_qubit_gates: int = TWO_QUBIT_GATES_PER_JOB,
+        max_shots: int = SHOTS_PER_JOB,
+        store: str | os.PathLike[str] | ResultsStore | None = None,
+        retrieve: Callable[[str], Any] | None = None,
+        retries: int = 3,
+        backoff: float = 1.0,
+        timeout: float | None = None,
+        mitigate_readout: bool = False,
     ) -> None:
         if not callable(getattr(sampler, "run", None)):
             raise InvalidInputError(
@@ -74,15 +108,21 @@ class SamplerExecutor:
             )
         if optimization_level not in (0, 1, 2, 3):
             raise InvalidInputError(f"optimization_level must be 0, 1, 2 or 3; got {optimization_level!r}.")
-        if isinstance(max_circuits, bool) or not isinstance(max_circuits, int) or max_circuits < 1:
-            raise InvalidInputError(f"max_circuits must be a positive integer; got {max_circuits!r}.")
+        if retrieve is not None and not callable(retrieve):
+            raise InvalidInputError(
+                f"retrieve must be a function of a job's id, such as service.job; got {retrieve!r}."
+            )
         self.sampler = sampler
         self.backend = _backend_of(sampler) if backend is None else backend
         self.optimization_level = optimization_level
         self.seed = seed
-        self.basis_gates = tuple(basis_gates)
-        self.max_circuits = max_circuits
-        self._templates: dict[Hashable, Any] = {}
+        self.limits = Limits(max_circuits, max_two_qubit_gates, max_shots)
+        self.store = store if store is None or isinstance(store, ResultsStore) else ResultsStore(store)
+        self.mitigate_readout = mitigate_readout
+        self._compiler = Compiler(self.backend, optimization_level, seed, basis_gates, one_layout=mitigate_readout)
+        self._patience = Patience(retries, backoff, timeout)
+        self._retrieve = retrieve
+        self._misread: dict[int, np.ndarray] = {}  # physical qubit to (seen, true) probabilities
 
     def __repr__(self) -> str:
         backend = "" if self.backend is None else f", backend={getattr(self.backend, 'name', self.backend)!r}"
@@ -125,23 +165,26 @@ class SamplerExecutor:
         for each in circuits:
             tail, key = self._tail(each), circuit_key(each)
             programs += [(encoded.circuit(i), tail, key) for i in range(len(states))]
-        counts, job_ids = self.sample(programs, split.flatten().tolist(), generator=generator)
+        bound = self._programs(programs, split.flatten().tolist())
+        counts, job_ids = self._counts(bound, states.shape[1], generator)
+        confusion, extra = None, (0, 0, ())
+        if self.mitigate_readout and bound:
+            confusion, extra = self._confusion(bound, generator)
+            confusion = confusion.reshape(len(circuits), len(states), *confusion.shape[1:])
         found = torch.from_numpy(counts).reshape(len(circuits), *states.shape).to(states.device)
+        only = isinstance(circuit, Circuit)
         return Execution(
-            found[0] if isinstance(circuit, Circuit) else found,
+            found[0] if only else found,
             None,
-            len(programs),
-            int(split.sum()),
-            job_ids,
+            len(bound) + extra[0],
+            int(split.sum()) + extra[1],
+            job_ids + extra[2],
             time.perf_counter() - start,
+            confusion[0] if only and confusion is not None else confusion,
         )
 
     def _tail(self, circuit: Circuit) -> QuantumCircuit:
         """What follows a preparation: the circuit and a measurement of all its qubits."""
-        from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister
-
-        from unbraid.quantum.convert import to_qiskit
-
         qubits = self.check_width(circuit)
         tail = QuantumCircuit(QuantumRegister(qubits, "q"), ClassicalRegister(qubits, "meas"))
         tail.compose(to_qiskit(circuit), range(qubits), inplace=True)
@@ -164,11 +207,7 @@ class SamplerExecutor:
         return qubits
 
     def sample(
-        self,
-        programs: Sequence[tuple[QuantumCircuit, QuantumCircuit, Hashable]],
-        shots: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
+        self, programs: Programs, shots: Sequence[int], *, generator: torch.Generator | None = None
     ) -> tuple[np.ndarray, tuple[str, ...]]:
         """Run Qiskit circuits, each a preparation followed by a tail that measures all its qubits.
 
@@ -185,67 +224,67 @@ class SamplerExecutor:
         """
         if not programs:
             return np.zeros((0, 0), dtype=np.int64), ()
-        pubs = [(*self._bind(*program), number) for program, number in zip(programs, shots, strict=True)]
-        counts = np.zeros((len(pubs), 2 ** programs[0][1].num_qubits), dtype=np.int64)
-        job_ids: list[str] = []
-        with progress.task("circuits", len(pubs)) as advance:
-            for first in range(0, len(pubs), self.max_circuits):
-                chunk = pubs[first : first + self.max_circuits]
-                try:
-                    results, ids = self._submit(chunk, generator)
-                except Exception as error:  # whatever a foreign sampler raises
-                    raise ExecutionError(
-                        f"{type(self.sampler).__name__} failed on circuits {first} to {first + len(chunk) - 1}: "
-                        f"{type(error).__name__}: {error}"
-                    ) from error
-                job_ids += ids
-                for row, (pub, result) in enumerate(zip(chunk, results, strict=True), start=first):
-                    _read_counts(result, pub, counts[row])
-                advance(len(chunk))
-        return counts, tuple(job_ids)
+        return self._counts(self._programs(programs, shots), 2 ** programs[0][1].num_qubits, generator)
 
     def transpile(self, circuit: QuantumCircuit) -> QuantumCircuit:
-        """``circuit`` for the backend, or in ``basis_gates`` where there is none."""
-        from qiskit import transpile
+        """``circuit`` as it would run: for the backend, or in ``basis_gates`` where there is none."""
+        return self._compiler.transpile(circuit)
 
-        settings = {"optimization_level": self.optimization_level, "seed_transpiler": self.seed}
-        if self.backend is None:
-            return transpile(circuit, basis_gates=list(self.basis_gates), **settings)
-        return transpile(circuit, backend=self.backend, **settings)
+    def _programs(self, programs: Programs, shots: Sequence[int]) -> list[Program]:
+        return [
+            self._compiler.program(preparation, tail, key, number)
+            for (preparation, tail, key), number in zip(programs, shots, strict=True)
+        ]
 
-    def _submit(self, pubs: list[Any], generator: torch.Generator | None) -> tuple[list[Any], list[str]]:
-        """Run one job; its results in order, and its id."""
-        job = self.sampler.run(pubs)
-        results = list(job.result())
-        if len(results) != len(pubs):
-            raise ExecutionError(f"it returned {len(results)} results for {len(pubs)} circuits")
-        return results, [str(job.job_id())]
+    def _counts(
+        self, programs: Sequence[Program], size: int, generator: torch.Generator | None
+    ) -> tuple[np.ndarray, tuple[str, ...]]:
+        submit, salt = self._submission(generator)
+        runner = JobRunner(type(self.sampler).__name__, submit, self.limits, self._patience, self.store, self._retrieve)
+        return runner.run(programs, size, salt)
 
-    def _bind(self, preparation: QuantumCircuit, tail: QuantumCircuit, tail_key: Hashable) -> tuple[Any, Any]:
-        """A transpiled circuit and the values of its parameters."""
-        structure, values = _structure(preparation)
-        if structure is None:
-            return self._assemble(preparation, tail), []
-        key = (structure, tail_key)
-        if key not in self._templates:
-            if len(self._templates) >= _LARGEST_CACHE:
-                self._templates.clear()
-            from qiskit.circuit import ParameterVector
+    def _submission(self, generator: torch.Generator | None) -> tuple[Callable[[list[Any], int], Any], str]:
+        """What submits a job, and what tells its results from those of other runs of the same circuits."""
+        return lambda pubs, number: self.sampler.run(pubs), ""
 
-            angles = ParameterVector("angle", len(values))
-            template = self._assemble(_with_angles(preparation, angles), tail)
-            # The transpiler may drop or reorder parameters.
-            self._templates[key] = (template, [parameter.index for parameter in template.parameters])
-        template, order = self._templates[key]
-        return template, [values[index] for index in order]
+    def _confusion(
+        self, programs: Sequence[Program], generator: torch.Generator | None
+    ) -> tuple[Tensor, tuple[int, int, tuple[str, ...]]]:
+        """Probabilities (seen, true) of each program's qubits, shape (programs, n, 2, 2), and what they took.
 
-    def _assemble(self, preparation: QuantumCircuit, tail: QuantumCircuit) -> QuantumCircuit:
-        whole = tail.copy_empty_like()
-        whole.compose(preparation, whole.qubits, inplace=True)
-        whole.compose(tail, inplace=True)
-        transpiled = self.transpile(whole)
-        transpiled.global_phase = 0  # counts do not see it, and it would carry parameters
-        return transpiled
+        The last axis but two counts sites, the most significant digit of the index first.
+        """
+        missing = sorted({qubit for program in programs for qubit in program.template.measured} - set(self._misread))
+        spent: tuple[int, int, tuple[str, ...]] = (0, 0, ())
+        if missing:
+            counts, jobs = self._counts(self._calibration(missing), 2 ** len(missing), generator)
+            shape = (2,) * len(missing)
+            for k, qubit in enumerate(missing):
+                axis = len(missing) - 1 - k  # classical bit k is the k-th digit from the right
+                others = tuple(j for j in range(len(missing)) if j != axis)
+                self._misread[qubit] = np.stack(
+                    [row.reshape(shape).sum(axis=others) / CALIBRATION_SHOTS for row in counts], axis=1
+                )
+            spent = (2, 2 * CALIBRATION_SHOTS, jobs)
+        n = len(programs[0].template.measured)
+        rows = [
+            np.stack([self._misread[program.template.measured[qubit_of(site, n)]] for site in range(n)])
+            for program in programs
+        ]
+        return torch.from_numpy(np.stack(rows)), spent
+
+    def _calibration(self, qubits: Sequence[int]) -> list[Program]:
+        """All these qubits in 0, and all in 1."""
+        width = max(qubits) + 1 if self.backend is None else self.backend.num_qubits
+        programs = []
+        for value in (0, 1):
+            circuit = QuantumCircuit(QuantumRegister(width, "q"), ClassicalRegister(len(qubits), "meas"))
+            if value:
+                circuit.x(list(qubits))
+            circuit.barrier(list(qubits))
+            circuit.measure(list(qubits), range(len(qubits)))
+            programs.append(self._compiler.placed(circuit, CALIBRATION_SHOTS))
+        return programs
 
 
 class AerExecutor(SamplerExecutor):
@@ -262,6 +301,7 @@ class AerExecutor(SamplerExecutor):
         seed: of the samples (where a run gets no ``generator``) and of the transpiler.
         optimization_level: of Qiskit's transpiler, 0 to 3.
         max_circuits: PUBs a job.
+        options: ``store``, ``mitigate_readout`` and the others of :class:`SamplerExecutor`.
 
     Raises:
         MissingExtraError: if qiskit-aer is not installed.
@@ -275,14 +315,15 @@ class AerExecutor(SamplerExecutor):
         method: str = "automatic",
         seed: int = 0,
         optimization_level: int = 1,
-        max_circuits: int = 100,
+        max_circuits: int = CIRCUITS_PER_JOB,
+        **options: Any,
     ) -> None:
         primitives = require_extra("qiskit_aer.primitives", "aer")
         aer = require_extra("qiskit_aer", "aer")
         if noise_model is None and backend is not None:
             noise_model = require_extra("qiskit_aer.noise", "aer").NoiseModel.from_backend(backend)
-        options = {} if noise_model is None else {"noise_model": noise_model}
-        self._simulator = aer.AerSimulator(method=method, **options)
+        noise = {} if noise_model is None else {"noise_model": noise_model}
+        self._simulator = aer.AerSimulator(method=method, **noise)
         self._sampler_class = primitives.SamplerV2
         self.noise_model = noise_model
         self._calls = 0
@@ -293,80 +334,46 @@ class AerExecutor(SamplerExecutor):
             seed=seed,
             basis_gates=PLAIN_BASIS if noise_model is None else noise_model.basis_gates,
             max_circuits=max_circuits,
+            **options,
         )
 
-    def _submit(self, pubs: list[Any], generator: torch.Generator | None) -> tuple[list[Any], list[str]]:
+    def _submission(self, generator: torch.Generator | None) -> tuple[Callable[[list[Any], int], Any], str]:
         if generator is None:
             generator = stream(self.seed, "aer executor", self._calls)
             self._calls += 1
         base = draw_seed(generator)
-        results: list[Any] = [None] * len(pubs)
-        ids = []
-        groups: dict[int, list[int]] = {}
-        for position, pub in enumerate(pubs):
-            groups.setdefault(pub[-1], []).append(position)
-        for shots, members in groups.items():
-            seed = stream_seed(base, "shots", shots) % 2**31
-            job = self._sampler_class.from_backend(self._simulator, seed=seed).run([pubs[k] for k in members])
+
+        def submit(pubs: list[Any], number: int) -> Any:
+            return _AerJob(self._sampler_class, self._simulator, pubs, stream_seed(base, "job", number))
+
+        return submit, str(base)
+
+
+class _AerJob:
+    """PUBs in groups of equal shots, each with a seed of its own."""
+
+    def __init__(self, sampler_class: Any, simulator: Any, pubs: list[Any], seed: int) -> None:
+        self._groups: list[tuple[list[int], Any]] = []
+        for shots in dict.fromkeys(pub[-1] for pub in pubs):
+            members = [position for position, pub in enumerate(pubs) if pub[-1] == shots]
+            sampler = sampler_class.from_backend(simulator, seed=stream_seed(seed, "shots", shots) % 2**31)
+            self._groups.append((members, sampler.run([pubs[k] for k in members])))
+        self._count = len(pubs)
+
+    def job_id(self) -> str:
+        """That of the first group."""
+        return str(self._groups[0][1].job_id())
+
+    def result(self) -> list[Any]:
+        """In the order of the PUBs."""
+        results: list[Any] = [None] * self._count
+        for members, job in self._groups:
             for position, result in zip(members, job.result(), strict=True):
                 results[position] = result
-            ids.append(str(job.job_id()))
-        return results, ids
+        return results
 
 
 def _backend_of(sampler: Any) -> Any:
     """The backend that a sampler is bound to and names in public, as Qiskit's ``BackendSamplerV2`` does."""
     backend = getattr(sampler, "backend", None)
     return backend if hasattr(backend, "target") else None
-
-
-def _read_counts(result: Any, pub: tuple[Any, Any, int], row: np.ndarray) -> None:
-    circuit, _, shots = pub
-    try:
-        bits = getattr(result.data, circuit.cregs[0].name)
-        # get_int_counts() of BitArray says the same, twenty times slower
-        digits = bits.array.reshape(-1, bits.array.shape[-1]).astype(np.int64)
-        outcomes = digits @ 256 ** np.arange(digits.shape[1], dtype=np.int64)[::-1]
-        row[:] = np.bincount(outcomes, minlength=len(row))
-        number = len(outcomes)
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise ExecutionError(f"The sampler returned no counts of all qubits, but {result!r}.") from error
-    if number != shots:
-        raise ExecutionError(
-            f"The sampler returned {number} shots where {shots} were asked for. Check its options, such as a cap."
-        )
-
-
-def _structure(preparation: QuantumCircuit) -> tuple[Hashable | None, list[float]]:
-    """What a preparation is apart from the angles of its rotations, and these; None if it holds unknown gates."""
-    from qiskit.circuit.library import get_standard_gate_name_mapping
-
-    standard = get_standard_gate_name_mapping()
-    places: list[Hashable] = []
-    angles: list[float] = []
-    for step in preparation.data:
-        operation = step.operation
-        if operation.name not in standard or preparation.parameters:
-            return None, []
-        fixed: tuple[float, ...] = ()
-        if operation.name in _ROTATIONS:
-            angles += [float(angle) for angle in operation.params]
-        else:
-            fixed = tuple(float(angle) for angle in operation.params)
-        state = getattr(operation, "ctrl_state", None)
-        places.append((operation.name, state, fixed, tuple(preparation.find_bit(qubit).index for qubit in step.qubits)))
-    return (preparation.num_qubits, tuple(places)), angles
-
-
-def _with_angles(preparation: QuantumCircuit, angles: Any) -> QuantumCircuit:
-    template = preparation.copy_empty_like()
-    cursor = 0
-    for step in preparation.data:
-        operation = step.operation
-        if operation.name in _ROTATIONS:
-            count = len(operation.params)
-            operation = operation.to_mutable()
-            operation.params = list(angles[cursor : cursor + count])
-            cursor += count
-        template.append(operation, step.qubits)
-    return template

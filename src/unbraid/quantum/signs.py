@@ -30,7 +30,7 @@ from unbraid.ground.errors import InvalidInputError
 from unbraid.quantum.convert import wire_sites
 from unbraid.quantum.encode import Encoding, encode
 from unbraid.quantum.execute import Executor, count_qubits
-from unbraid.quantum.reading import Reading, counts_of, uniform
+from unbraid.quantum.reading import Reading, counts_of, misread, unfolded, uniform
 
 Setting = tuple[int, ...]  # the qubits, counted from the most significant, that get a Hadamard
 
@@ -89,8 +89,7 @@ class Signs:
         states, mixed, lengths = anchored(units, u)
         circuits = [with_hadamards(circuit, setting) for setting in settings]
         execution = executor.run(circuits, encode(states, encoding), each, generator=generator)
-        counts = counts_of(execution, executor, units.device)
-        found, noise = solve_signs(counts, settings)
+        found, noise = solve_signs(*counts_of(execution, executor, units.device), settings)
         anchor = circuit(u.to(circuit.dtype)).double()
         wanted = torch.where((units * u).sum(dim=1) < 0, -1.0, 1.0).to(found)
         found = found * (wanted * (found * anchor).sum(dim=1).sign())[:, None]
@@ -161,11 +160,12 @@ def anchored(units: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return moved / lengths[:, None], mixed, lengths
 
 
-def solve_signs(counts: Tensor, settings: Sequence[Setting]) -> tuple[Tensor, Tensor]:
+def solve_signs(counts: Tensor, confusion: Tensor | None, settings: Sequence[Setting]) -> tuple[Tensor, Tensor]:
     """Unit vectors of unknown overall sign, and shares of noise, that make counts most likely.
 
     Args:
         counts: shape (M, B, N); the first n + 1 settings are none and each qubit in turn.
+        confusion: how qubits were misread, shape (M, B, n, 2, 2), or None.
         settings: M of them.
 
     Returns:
@@ -173,18 +173,21 @@ def solve_signs(counts: Tensor, settings: Sequence[Setting]) -> tuple[Tensor, Te
     """
     _, batch, size = counts.shape
     n = size.bit_length() - 1
-    first = np.stack([_first_vector(counts[: n + 1, b].cpu().numpy(), n) for b in range(batch)]) if batch else None
-    if first is None:
+    if not batch:
         return counts.new_zeros(0, size), counts.new_zeros(0)
-    v = torch.from_numpy(first).to(counts)
+    matrices = [None] * len(counts) if confusion is None else list(confusion)
+    back = [None if matrix is None else matrix.mT for matrix in matrices]
+    clean = torch.stack([unfolded(*each) for each in zip(counts[: n + 1], matrices, strict=False)]).cpu().numpy()
+    v = torch.from_numpy(np.stack([_first_vector(clean[:, b], n) for b in range(batch)])).to(counts)
     v = v / torch.linalg.vector_norm(v, dim=1, keepdim=True)
     total = counts.sum(dim=(0, 2))
     noise = torch.full_like(total, _FIRST_NOISE)
     for _ in range(_STEPS):
         pulled, white = torch.zeros_like(v), torch.zeros_like(noise)
-        for setting, seen in zip(settings, counts, strict=True):
+        for setting, seen, matrix, transposed in zip(settings, counts, matrices, back, strict=True):
             amplitudes = _hadamards(v, setting)
-            weight = seen / ((1 - noise)[:, None] * amplitudes**2 + noise[:, None] / size)
+            there = (1 - noise)[:, None] * amplitudes**2 + noise[:, None] / size
+            weight = misread(seen / misread(there, matrix), transposed)
             pulled += _hadamards(weight * amplitudes, setting)
             white += weight.sum(dim=1)
         # at the maximum (1 - noise) pulled = total * v, so v and what pulls it are averaged
