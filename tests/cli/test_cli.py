@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from unbraid.cli import main
-from unbraid.nn import load_pretrained, save_pretrained, tensorize
+from unbraid.cli.app import app
+from unbraid.nn import disentangle_layers, load_pretrained, save_pretrained, tensorize
 from unbraid.recipes.models import digits_mlp
 
 FACTORIES = """
@@ -121,6 +123,9 @@ def test_bad_models_give_one_clear_message_and_no_files(run, factories, tmp_path
         ("compress", "m", "--max-bond", "1.5"),
         ("compress", "m"),
         ("run", "m", "--data", "digits", "--executor", "aer", "--readout", "exact"),
+        ("run", "m", "--data", "digits", "--backend", "fake_montreal"),
+        ("run", "m", "--data", "digits", "--mitigate-readout"),
+        ("run", "m", "--data", "digits", "--layers", "2"),
     ],
 )
 def test_unknown_verbs_options_and_values_exit_with_2(run, arguments):
@@ -224,6 +229,25 @@ def test_the_verbs_carry_a_model_from_dense_to_circuits(run, tmp_path):
     assert out.index("two-qubit gates in all") < out.index("accuracy")  # the cost comes first
     cost = json.loads((tmp_path / "run/report.json").read_text())["cost"]
     assert (cost["circuits"], cost["shots"]) == (80, 40_000)  # 20 images, 2 stages, 2 circuits, 1,000 shots a stage
+
+    noisy = [
+        "--executor",
+        "aer",
+        "--backend",
+        "fake_montreal",
+        "--encoding",
+        "mps",
+        "--layers",
+        "1",
+        "--mitigate-readout",
+    ]
+    noisy += ["--readout", "signs", "--images", "1", "--shots", "700", "--out", tmp_path / "noisy"]
+    code, out, error = run("run", model, "--data", "digits", *noisy)
+    assert code == 0, error
+    assert "transpiled to the backend" in out
+    assert (tmp_path / "noisy/results.sqlite").exists()
+    cost = json.loads((tmp_path / "noisy/report.json").read_text())["cost"]
+    assert cost["circuits"] == 14 + 2  # two stages of seven settings, and one calibration
 
     code, out, error = run("export", model, "--out", tmp_path / "export")
     assert code == 0, error
@@ -390,3 +414,47 @@ def test_reproduce_says_what_is_wrong(run, tmp_path, arguments, text):
     code, _, error = run("reproduce", *arguments, "--out", tmp_path, "--quiet")
     assert code == 1
     assert text in error
+
+
+@pytest.mark.parametrize("answer", ["n", "--yes"])
+def test_a_device_is_paid_for_only_after_asking(tmp_path, monkeypatch, answer):
+    standin = pytest.importorskip("qiskit_ibm_runtime.fake_provider")
+    from typer.testing import CliRunner
+
+    backend, used = standin.FakeMontrealV2(), []
+
+    class Service:
+        """Honours what is used of QiskitRuntimeService; jobs run on the stored noise of a device."""
+
+        def backends(self, **filters):
+            return [backend]
+
+        def backend(self, name):
+            used.append(name)
+            return backend
+
+        def job(self, name):
+            raise KeyError(name)
+
+    monkeypatch.setattr("qiskit_ibm_runtime.QiskitRuntimeService", Service)
+    layer = tensorize(torch.nn.Linear(4, 4), "all-linear", max_bond=2, sites="qubits")
+    save_pretrained(disentangle_layers(layer, "all-linear", 1, max_sweeps=3), tmp_path / "model")
+    save_file({"x": torch.randn(2, 4), "y": torch.tensor([0, 1])}, tmp_path / "data.safetensors")
+    arguments = [
+        "run",
+        tmp_path / "model",
+        "--data",
+        tmp_path / "data.safetensors",
+        "--executor",
+        "ibm",
+        "--limit",
+        "0",
+    ]
+    arguments += ["--backend", backend.name, "--shots", "100", "--out", tmp_path / "out"]
+    more = ["--yes"] if answer == "--yes" else []
+    found = CliRunner().invoke(app, [*map(str, arguments), *more], input="n\n")
+    assert ("Go on?" in found.output) == (answer == "n")
+    assert (found.exit_code == 0) == (answer == "--yes"), found.output
+    assert (tmp_path / "out/report.json").exists() == (answer == "--yes")
+    wrong = CliRunner().invoke(app, [*map(str, arguments[:-6]), "--limit", "0", "--backend", "nowhere"])
+    assert "has no device 'nowhere'; it has fake_montreal" in str(wrong.exception)

@@ -76,6 +76,14 @@ class ExecutorName(StrEnum):
 
     torch = "torch"
     aer = "aer"
+    ibm = "ibm"
+
+
+class EncodingName(StrEnum):
+    """How vectors are prepared as states."""
+
+    amplitude = "amplitude"
+    mps = "mps"
 
 
 def _check_epochs(value: int) -> int:
@@ -304,10 +312,24 @@ def run(
     model: Model,
     data: Data,
     weights: Weights = None,
-    executor: Annotated[ExecutorName, typer.Option(help="What runs the circuits.")] = ExecutorName.torch,
+    executor: Annotated[
+        ExecutorName, typer.Option(help="torch or aer, simulators; ibm, a device of the saved account.")
+    ] = ExecutorName.torch,
+    backend: Annotated[
+        str | None, typer.Option(help="aer: simulate this device with its noise, such as fake_montreal. ibm: its name.")
+    ] = None,
+    encoding: Annotated[
+        EncodingName, typer.Option(help="amplitude: exact. mps: staircases of gates on neighbouring qubits.")
+    ] = EncodingName.amplitude,
+    layers: Annotated[int | None, typer.Option(help="Staircases of --encoding mps; 3 by default.")] = None,
     readout: Annotated[Readout, typer.Option(help="How vectors are read from circuits.")] = Readout.reference,
     shots: Annotated[int, typer.Option(help="A vector and stage, over all circuits of its readout.")] = 10_000,
+    mitigate_readout: Annotated[
+        bool, typer.Option("--mitigate-readout", help="Measure how qubits are misread, and correct for it.")
+    ] = False,
     images: Annotated[int | None, typer.Option(help="Only the first so many rows.")] = None,
+    limit: Annotated[float, typer.Option(help="Ask before more seconds of a device than this are spent.")] = 60.0,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     data_dir: DataDir = None,
     size: Size = None,
     download: Download = False,
@@ -317,12 +339,18 @@ def run(
 ) -> None:
     """Run a disentangled network as a hybrid of circuits and classical layers; its cost is printed first."""
     from unbraid.ground.files import make_directory
-    from unbraid.quantum import AerExecutor, TorchExecutor, estimate_cost, to_quantum
+    from unbraid.quantum import MPSEncoding, estimate_cost, to_quantum
     from unbraid.recipes.datasets import DATASETS
     from unbraid.report import evaluate
 
     if readout is Readout.exact and executor is not ExecutorName.torch:
         raise typer.BadParameter("--readout exact is a simulation in torch; use --executor torch, or another readout")
+    if executor is ExecutorName.torch and (backend is not None or mitigate_readout):
+        raise typer.BadParameter("--backend and --mitigate-readout go with --executor aer or ibm")
+    if layers is not None and encoding is not EncodingName.mps:
+        raise typer.BadParameter("--layers goes with --encoding mps")
+    if not limit >= 0:
+        raise InvalidInputError(f"--limit must be a number of seconds, 0 or more; got {limit}.")
     place = make_directory(out)
     network = load_model(model, weights)
     x, y = load_rows(data, data_dir, seed, size, download)
@@ -330,10 +358,20 @@ def run(
         if images < 1:
             raise typer.BadParameter("--images must be at least 1")
         x, y = x[:images], y[:images]
-    chosen = AerExecutor(seed=seed) if executor is ExecutorName.aer else TorchExecutor(seed)
-    hybrid = to_quantum(network, chosen, readout=readout.value, shots=shots, seed=seed)
+    chosen = MPSEncoding(3 if layers is None else layers) if encoding is EncodingName.mps else encoding.value
+    hybrid = to_quantum(
+        network,
+        _executor(executor, backend, seed, mitigate_readout, place),
+        encoding=chosen,
+        readout=readout.value,
+        shots=shots,
+        seed=seed,
+    )
+    cost = estimate_cost(hybrid, len(x))
     if not quiet:
-        console.print(estimate_cost(hybrid, len(x)).describe(), highlight=False)
+        console.print(cost.describe(), highlight=False)
+    if executor is ExecutorName.ibm and cost.seconds > limit and not yes:
+        typer.confirm(f"This takes about {cost.seconds:,.0f} seconds of the device. Go on?", abort=True)
     with shown(quiet):
         report = evaluate(hybrid, (x, y), name=f"{model} on {data}")
     if data not in DATASETS:
@@ -342,6 +380,32 @@ def run(
         )
     report.save(place)
     _finish(report.table(), out, quiet, facts=report.facts())
+
+
+def _executor(name: ExecutorName, backend: str | None, seed: int, mitigate_readout: bool, place: Path) -> Any:
+    """What runs the circuits; samplers keep their results in the folder, so that an interrupted run goes on."""
+    from unbraid.quantum import AerExecutor, TorchExecutor
+    from unbraid.quantum.backends import fake_backend, ibm_executor
+
+    if name is ExecutorName.torch:
+        return TorchExecutor(seed)
+    store = place / "results.sqlite"
+    if name is ExecutorName.ibm:
+        if backend is None:
+            raise typer.BadParameter("--executor ibm needs --backend: the device's name, or least_busy")
+        return ibm_executor(backend, store=store, mitigate_readout=mitigate_readout, optimization_level=3)
+    device = None if backend is None else fake_backend(backend)
+    # with noise, one density matrix is cheaper than a trajectory a shot
+    method = "automatic" if device is None else "density_matrix"
+    level = 1 if device is None else 3
+    return AerExecutor(
+        backend=device,
+        method=method,
+        seed=seed,
+        optimization_level=level,
+        store=store,
+        mitigate_readout=mitigate_readout,
+    )
 
 
 @app.command()

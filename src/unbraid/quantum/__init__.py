@@ -5,10 +5,12 @@ from unbraid.quantum.cost import Cost, count_gates, estimate_cost
 from unbraid.quantum.encode import Encoded, MPSEncoding, encode
 from unbraid.quantum.execute import Execution, TorchExecutor
 from unbraid.quantum.hybrid import QuantumLinear, Stage, to_quantum
+from unbraid.quantum.mitigation import Learned, Polynomial
 from unbraid.quantum.readout import ReadOut, read_out
 from unbraid.quantum.reference import Reference
 from unbraid.quantum.samplers import AerExecutor, SamplerExecutor
 from unbraid.quantum.signs import Signs
+from unbraid.quantum.store import ResultsStore
 from unbraid.quantum.synthesis import synthesize_orthogonal
 from unbraid.quantum.tomography import Tomography
 
@@ -17,10 +19,13 @@ __all__ = [
     "Cost",
     "Encoded",
     "Execution",
+    "Learned",
     "MPSEncoding",
+    "Polynomial",
     "QuantumLinear",
     "ReadOut",
     "Reference",
+    "ResultsStore",
     "SamplerExecutor",
     "Signs",
     "Stage",

@@ -262,10 +262,12 @@ def _stage_cost(stage: Stage, n_samples: int) -> StageCost:
     n = num_qubits(stage.circuit.ansatz.wire_dims)
     backend = getattr(stage.executor, "backend", None)
     counts = gate_counts(_stage_circuit(stage, n, backend))
-    circuits = n_samples * stage.readout.circuits(n)
+    factors = getattr(stage.executor, "noise_factors", (1,))
+    circuits = n_samples * stage.readout.circuits(n) * len(factors)
     shots = n_samples * stage.readout.shots(stage.shots, n)
+    mean_gates = counts["two_qubit"] * sum(factors) / len(factors)  # every two-qubit gate is repeated
     limits = getattr(stage.executor, "limits", Limits(circuits=circuits))
-    jobs = _jobs(circuits, counts["two_qubit"], shots, limits) if shots else 0
+    jobs = _jobs(circuits, math.ceil(mean_gates), shots, limits) if shots else 0
     seconds = jobs * SECONDS_PER_JOB + shots * (SECONDS_PER_SHOT + counts["depth"] * SECONDS_PER_LAYER)
     return StageCost(
         name=stage.name,
@@ -274,7 +276,7 @@ def _stage_cost(stage: Stage, n_samples: int) -> StageCost:
         circuits=circuits,
         shots=shots,
         two_qubit_gates_per_circuit=counts["two_qubit"],
-        two_qubit_gates=circuits * counts["two_qubit"],
+        two_qubit_gates=round(circuits * mean_gates),
         depth=counts["depth"],
         jobs=jobs,
         seconds=seconds,

@@ -32,8 +32,8 @@ class Execution:
     """What came back, and what it took.
 
     Attributes:
-        counts: int64, shape (B, N), or (M, B, N) for a list of M circuits: how often each outcome was seen; None for an
-            exact run.
+        counts: shape (B, N), or (M, B, N) for a list of M circuits: how often each outcome was seen, int64; float64
+            where noise was extrapolated; None for an exact run.
         vectors: of the same shape: the exact output vectors; None for a sampled run.
         circuits: circuits run, one a vector and circuit.
         shots: shots in all.

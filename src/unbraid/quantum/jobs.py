@@ -196,6 +196,7 @@ class JobRunner:
             if self.retrieve is None:  # it ended with the process that submitted it
                 self.store.forget(name)
                 return None
+            failure: Exception | None = None
             for attempt in range(self.patience.retries + 1):
                 if attempt:
                     time.sleep(self.patience.backoff * 2 ** (attempt - 1))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import qiskit
@@ -16,12 +17,14 @@ from qiskit import QuantumCircuit, transpile
 from qiskit.circuit import ParameterVector
 from qiskit.circuit.library import get_standard_gate_name_mapping
 
+from unbraid.quantum.mitigation import folded
+
 _LARGEST_CACHE = 20_000
 _ROTATIONS = frozenset({"rx", "ry", "rz", "p", "u"})
 _STANDARD = frozenset(get_standard_gate_name_mapping())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Template:
     """A transpiled circuit with parameters.
 
@@ -63,6 +66,23 @@ class Program:
         """A hash that names what is measured."""
         content = (self.template.key, [value.hex() for value in self.values], self.shots, salt)
         return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+def with_noise(program: Program, factor: int, shots: int) -> Program:
+    """The same program with each of its two-qubit gates repeated, and other shots."""
+    if factor == 1:
+        return replace(program, shots=shots)
+    return Program(_folded(program.template, factor), program.values, shots)
+
+
+@lru_cache(maxsize=4096)
+def _folded(template: Template, factor: int) -> Template:
+    return replace(
+        template,
+        circuit=folded(template.circuit, factor),
+        two_qubit_gates=factor * template.two_qubit_gates,
+        key=f"{template.key} x {factor}",
+    )
 
 
 class Compiler:

@@ -57,8 +57,8 @@ class Reference:
         return 2
 
     def shots(self, total: int, qubits: int) -> int:
-        """All, split in proportion to the squared norms of the states."""
-        return total
+        """The same for both circuits, at least 1."""
+        return 2 * max(1, total // 2)
 
     def read(
         self,
@@ -82,12 +82,11 @@ class Reference:
         else:
             r, image = u, circuit(u.to(circuit.dtype)).double()
         states, squares = reference_states(units, r, share)
-        first = (shots * squares[0] / 2).round().long().clamp(1, shots - 1)
-        split = torch.cat([first, shots - first])
+        each = max(1, shots // 2)  # some services want equal numbers within a job
         encoded = encode(states.flatten(0, 1), encoding)
-        execution = executor.run(circuit, encoded, split, generator=generator)
+        execution = executor.run(circuit, encoded, each, generator=generator)
         plus, minus = unfolded(*counts_of(execution, executor, units.device)).chunk(2)
-        vectors, errors = solve_reference(plus, minus, shots, math.sqrt(share) * image, 1 - share)
+        vectors, errors = solve_reference(plus, minus, each / squares, math.sqrt(share) * image, 1 - share)
         return Reading(vectors, errors, execution.circuits, execution.shots)
 
 
@@ -112,17 +111,18 @@ def reference_states(units: Tensor, r: Tensor, share: float) -> tuple[Tensor, Te
     return mixed / squares.sqrt()[:, :, None], squares
 
 
-def solve_reference(plus: Tensor, minus: Tensor, shots: int, w: Tensor, signal: float) -> tuple[Tensor, Tensor]:
+def solve_reference(plus: Tensor, minus: Tensor, weights: Tensor, w: Tensor, signal: float) -> tuple[Tensor, Tensor]:
     """Maximum-likelihood unit vector from the counts of the plus/minus reference.
 
     Each amplitude a = c psi_b is a stationary point of the Poisson likelihood
-    ``n+ log (a + w)^2 + n- log (a - w)^2 - S ((a + w)^2 + (a - w)^2) / 2``, a root of
-    ``S a^3 - (S w^2 + n+ + n-) a + w (n+ - n-) = 0``, which always has three real roots.
+    ``n+ log (a + w)^2 + n- log (a - w)^2 - k+ (a + w)^2 - k- (a - w)^2`` with ``k = S / nu^2`` of either circuit, a
+    root of ``k+ (a + w)^2 (a - w) + k- (a - w)^2 (a + w) = n+ (a - w) + n- (a + w)``, which always has three real roots: one
+    between -w and w, and one on either side.
 
     Args:
         plus: counts of the plus circuit, shape (B, N).
         minus: counts of the minus circuit, shape (B, N).
-        shots: S, both circuits together, split in proportion to the squared norms of the states.
+        weights: k+ and k-, shots of a circuit over the squared norm of its state, shape (2, B).
         w: s Q r, shape (1, N).
         signal: c^2.
 
@@ -130,20 +130,26 @@ def solve_reference(plus: Tensor, minus: Tensor, shots: int, w: Tensor, signal: 
         Unit vectors, float64, shape (B, N), and their estimated L2 errors, shape (B,).
     """
     plus, minus, w = plus.double(), minus.double(), w.double()
-    size = plus.shape[1]
-    p = w**2 + (plus + minus) / shots  # a^3 - p a + q = 0
-    q = w * (plus - minus) / shots
+    k_plus, k_minus = weights.double()[:, :, None]
+    total, size = k_plus + k_minus, plus.shape[1]
+    # a^3 + first a^2 + second a + third = 0, and with a = t - first / 3: t^3 - p t + q = 0
+    first = (k_plus - k_minus) * w / total
+    second = -(w**2) - (plus + minus) / total
+    third = w * (plus - minus) / total - first * w**2
+    p = first**2 / 3 - second
+    q = 2 * first**3 / 27 - first * second / 3 + third
     tiny = torch.finfo(torch.float64).tiny
     radius = 2 * (p / 3).sqrt()
     # Rounding may push the argument beyond 1 where two roots meet.
     angle = torch.arccos((-3 * q / (p * radius).clamp(min=tiny)).clamp(-1, 1)) / 3
     turns = torch.arange(3, dtype=torch.float64, device=plus.device) * (2 * math.pi / 3)
-    roots = radius * torch.cos(angle - turns[:, None, None])  # shape (3, B, N)
-    likelihood = torch.xlogy(plus, (roots + w) ** 2) + torch.xlogy(minus, (roots - w) ** 2) - shots * (roots**2 + w**2)
-    (best, second), order = likelihood.topk(2, dim=0)
-    first, other = roots.gather(0, order)
-    # Curvature 4 S around the chosen root, plus the odds of having chosen the wrong one.
-    doubt = (second - best).exp()
-    variance = (size - 1) / (4 * shots) + (doubt / (1 + doubt) * (first - other) ** 2).sum(dim=1)
-    norm = torch.linalg.vector_norm(first, dim=1, keepdim=True)
-    return first / norm.clamp(min=tiny), (variance / signal).sqrt()
+    roots = radius * torch.cos(angle - turns[:, None, None]) - first / 3  # shape (3, B, N)
+    ahead, behind = (roots + w) ** 2, (roots - w) ** 2
+    likelihood = torch.xlogy(plus, ahead) + torch.xlogy(minus, behind) - k_plus * ahead - k_minus * behind
+    (best, runner_up), order = likelihood.topk(2, dim=0)
+    chosen, other = roots.gather(0, order)
+    # Curvature 4 (k+ + k-) / 2 around the chosen root, plus the odds of having chosen the wrong one.
+    doubt = (runner_up - best).exp()
+    variance = (size - 1) / (4 * total[:, 0]) + (doubt / (1 + doubt) * (chosen - other) ** 2).sum(dim=1)
+    norm = torch.linalg.vector_norm(chosen, dim=1, keepdim=True)
+    return chosen / norm.clamp(min=tiny), (variance / signal).sqrt()

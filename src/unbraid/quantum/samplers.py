@@ -41,7 +41,9 @@ from unbraid.quantum.jobs import (
     Limits,
     Patience,
 )
-from unbraid.quantum.programs import Compiler, Program
+from unbraid.quantum.mitigation import Extrapolator, Learned, Polynomial, check_factors
+from unbraid.quantum.programs import Compiler, Program, with_noise
+from unbraid.quantum.reading import unfolded
 from unbraid.quantum.store import ResultsStore
 
 PLAIN_BASIS = ("u", "cx")
@@ -76,6 +78,10 @@ class SamplerExecutor:
         timeout: seconds to wait for a job; by default for ever.
         mitigate_readout: measure how often each qubit is misread (two circuits, once for each qubit in use) and let
             readouts take that into account. All circuits of a width then share the layout of the first.
+        noise_factors: how often every two-qubit gate is repeated; several, such as (1, 3), share the shots and are
+            extrapolated to zero. Counts are then numbers that need not be whole.
+        extrapolate: how; :class:`~unbraid.quantum.mitigation.Polynomial` by default, or a
+            :class:`~unbraid.quantum.mitigation.Learned` one, see :meth:`learn`.
 
     Raises:
         InvalidInputError: if the sampler has no ``run`` method, or a number is out of range.
@@ -100,6 +106,8 @@ class SamplerExecutor:
         backoff: float = 1.0,
         timeout: float | None = None,
         mitigate_readout: bool = False,
+        noise_factors: Sequence[int] = (1,),
+        extrapolate: Extrapolator | None = None,
     ) -> None:
         if not callable(getattr(sampler, "run", None)):
             raise InvalidInputError(
@@ -122,6 +130,11 @@ class SamplerExecutor:
         self._compiler = Compiler(self.backend, optimization_level, seed, basis_gates, one_layout=mitigate_readout)
         self._patience = Patience(retries, backoff, timeout)
         self._retrieve = retrieve
+        self.noise_factors = check_factors(noise_factors)
+        if extrapolate is not None and self.noise_factors == (1,):
+            raise InvalidInputError("extrapolate needs noise factors to extrapolate from: noise_factors=(1, 3).")
+        self.extrapolate: Extrapolator = Polynomial() if extrapolate is None else extrapolate
+        self._exact: np.ndarray | None = None  # what an extrapolator learns from
         self._misread: dict[int, np.ndarray] = {}  # physical qubit to (seen, true) probabilities
 
     def __repr__(self) -> str:
@@ -166,8 +179,15 @@ class SamplerExecutor:
             tail, key = self._tail(each), circuit_key(each)
             programs += [(encoded.circuit(i), tail, key) for i in range(len(states))]
         bound = self._programs(programs, split.flatten().tolist())
+        if self.noise_factors != (1,) and bound:
+            found, spent = self._extrapolated(bound, states.shape[1], generator)
+            found = found.reshape(len(circuits), *states.shape).to(states.device)
+            return Execution(
+                found[0] if isinstance(circuit, Circuit) else found, None, *spent, time.perf_counter() - start
+            )
         counts, job_ids = self._counts(bound, states.shape[1], generator)
-        confusion, extra = None, (0, 0, ())
+        confusion: Tensor | None = None
+        extra: tuple[int, int, tuple[str, ...]] = (0, 0, ())
         if self.mitigate_readout and bound:
             confusion, extra = self._confusion(bound, generator)
             confusion = confusion.reshape(len(circuits), len(states), *confusion.shape[1:])
@@ -246,6 +266,68 @@ class SamplerExecutor:
     def _submission(self, generator: torch.Generator | None) -> tuple[Callable[[list[Any], int], Any], str]:
         """What submits a job, and what tells its results from those of other runs of the same circuits."""
         return lambda pubs, number: self.sampler.run(pubs), ""
+
+    def learn(
+        self,
+        circuit: Circuits,
+        vectors: Tensor | Encoded,
+        shots: int,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Execution:
+        """Teach a :class:`~unbraid.quantum.mitigation.Learned` extrapolator from circuits whose result the host knows.
+
+        Args:
+            circuit: as of :meth:`run`, small enough to be simulated here.
+            vectors: as of :meth:`run`; other ones than will be asked about.
+            shots: a vector and circuit, over all noise factors.
+            generator: as of :meth:`run`.
+
+        Returns:
+            What it took; its counts are extrapolated by what was learnt.
+
+        Raises:
+            InvalidInputError: if the executor was made without noise factors or with another extrapolator.
+        """
+        if not isinstance(self.extrapolate, Learned) or len(self.noise_factors) < 2:
+            raise InvalidInputError(
+                "Learning needs noise factors and an extrapolator that learns: SamplerExecutor(..., noise_factors=(1, "
+                "3), extrapolate=Learned())."
+            )
+        circuits = as_list(circuit)
+        states = check_run(circuits, vectors)
+        with torch.no_grad():
+            exact = torch.stack([each(states).abs().square() for each in circuits])
+        self._exact = exact.flatten(0, 1).double().cpu().numpy()
+        try:
+            return self.run(circuits, vectors, shots, generator=generator)
+        finally:
+            self._exact = None
+
+    def _extrapolated(
+        self, programs: Sequence[Program], size: int, generator: torch.Generator | None
+    ) -> tuple[Tensor, tuple[int, int, tuple[str, ...]]]:
+        """Counts as if there were no noise, float64, shape (programs, size); and circuits, shots and jobs spent."""
+        factors = self.noise_factors
+        confusion: Tensor | None = None
+        spent: tuple[int, int, tuple[str, ...]] = (0, 0, ())
+        if self.mitigate_readout:
+            confusion, spent = self._confusion(programs, generator)
+        circuits, shots, jobs = spent[0] + len(factors) * len(programs), spent[1], list(spent[2])
+        seen = []
+        for factor in factors:
+            part = [with_noise(each, factor, max(1, each.shots // len(factors))) for each in programs]
+            counts, ids = self._counts(part, size, generator)
+            clean = unfolded(torch.from_numpy(counts).double(), confusion).numpy()
+            seen.append(clean / clean.sum(axis=1, keepdims=True))
+            shots += sum(each.shots for each in part)
+            jobs += ids
+        probabilities = np.stack(seen)
+        if self._exact is not None and isinstance(self.extrapolate, Learned):
+            self.extrapolate.fit(probabilities, self._exact)
+        found = torch.from_numpy(self.extrapolate(probabilities, factors)).clamp(min=0)
+        asked = torch.tensor([[each.shots] for each in programs], dtype=torch.float64)
+        return found * (asked / found.sum(dim=1, keepdim=True).clamp(min=1e-12)), (circuits, shots, tuple(jobs))
 
     def _confusion(
         self, programs: Sequence[Program], generator: torch.Generator | None

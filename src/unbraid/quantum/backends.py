@@ -1,0 +1,67 @@
+"""Backends by name: simulators of devices that come with qiskit-ibm-runtime, and IBM's own devices.
+
+Accounts and tokens are read by qiskit-ibm-runtime alone, from where its users saved them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from unbraid.ground.errors import ExecutionError, InvalidInputError, require_extra
+from unbraid.quantum.samplers import SamplerExecutor
+
+
+def fake_backend(name: str) -> Any:
+    """A device with its noise as it was measured once, such as "fake_montreal" or "fake_marrakesh".
+
+    Raises:
+        InvalidInputError: if there is none of that name.
+        MissingExtraError: if qiskit-ibm-runtime is not installed.
+    """
+    provider = require_extra("qiskit_ibm_runtime.fake_provider", "ibm").FakeProviderForBackendV2()
+    names = sorted(backend.name for backend in provider.backends())
+    if name not in names:
+        raise InvalidInputError(f"There is no backend {name!r} to simulate; there are {', '.join(names)}.")
+    return provider.backend(name)
+
+
+def _sampler_class(runtime: Any) -> Any:
+    """The sampler that prepares and reads jobs on this side; older versions have only the one that IBM retires."""
+    try:
+        return importlib.import_module("qiskit_ibm_runtime.executor_sampler").Sampler
+    except ImportError:
+        return runtime.SamplerV2
+
+
+def ibm_executor(name: str, **options: Any) -> SamplerExecutor:
+    """Circuits on one of IBM's devices, in job mode, with the account that was saved for qiskit-ibm-runtime.
+
+    For a session or a batch make the sampler yourself: ``SamplerExecutor(Sampler(mode=session), backend=backend,
+    retrieve=service.job)``.
+
+    Args:
+        name: of the device, or "least_busy".
+        options: of :class:`unbraid.SamplerExecutor`; jobs of an earlier process are collected through the service.
+
+    Raises:
+        InvalidInputError: if there is no such device.
+        ExecutionError: if there is no account or no connection.
+        MissingExtraError: if qiskit-ibm-runtime is not installed.
+    """
+    runtime = require_extra("qiskit_ibm_runtime", "ibm")
+    try:
+        service = runtime.QiskitRuntimeService()
+        names = sorted(backend.name for backend in service.backends(simulator=False, operational=True))
+        if name != "least_busy" and name not in names:
+            raise InvalidInputError(f"This account has no device {name!r}; it has {', '.join(names) or 'none'}.")
+        backend = service.least_busy(simulator=False) if name == "least_busy" else service.backend(name)
+        sampler = _sampler_class(runtime)(mode=backend)
+    except InvalidInputError:
+        raise
+    except Exception as error:  # whatever the vendor's library raises
+        raise ExecutionError(
+            f"IBM's service cannot be used ({type(error).__name__}: {error}). Save an account with "
+            "QiskitRuntimeService.save_account, and check the connection."
+        ) from error
+    return SamplerExecutor(sampler, backend=backend, retrieve=service.job, **options)
