@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from unbraid.recipes import fig4, routes, table1, tnn
+from unbraid.recipes import fig4, routes, table1, table2, tnn
 from unbraid.recipes import reproduce as module
 from unbraid.recipes.reproduce import reproduce
 
@@ -169,3 +169,30 @@ def test_routes_side_by_side(tmp_path, mnist_dir, monkeypatch):
         assert max(mean for (at, name, _), mean in rows.items() if (at, name) == (source, "SVD, refitted")) <= 1
     kept = {row["route"]: row["parameters"] for row in content["rows"]}
     assert (kept["QR"], kept["SVD"], kept["bricks, SO(4)"]) == (2080, 64, 24)
+
+
+def test_table2_tries_each_suspect_alone(tmp_path, monkeypatch):
+    once = tnn.Training(epochs=1, lr=1e-2)
+    small = table2.Settings(
+        training=tnn.Training(epochs=20, lr=1e-2),
+        healing=once,
+        sweeps=20,
+        tomography_shots=729 * 20,
+        tomography_images=3,
+        encoding_layers=(4,),
+        encoding_images=20,
+    )
+    monkeypatch.setitem(module.RECIPES, "table2", dataclasses.replace(table2.RECIPE, quick=small))
+    content, sections, text = made("table2", tmp_path, None, 1)
+    rows = {row["name"]: row for row in content["rows"]}
+    assert [row["paper"]["value"] for row in content["rows"][:5]] == [0.926, 0.926, 0.924, 0.947, 0.936]
+    assert rows["original TNN"]["parameters"] == 80 + 128 + 650
+    assert rows["disentangled: exact circuits"]["mean"] == rows["disentangled, classical"]["mean"]
+    assert rows["trained gates: exact circuits"]["mean"] == rows["with six-qubit unitaries, classical"]["mean"]
+    # four staircases prepare every vector
+    exact = rows["disentangled: exact circuits"]
+    assert rows["disentangled: exact circuits, MPS encoding, 4 staircases"]["mean"] == pytest.approx(
+        exact["mean"], abs=0.1
+    )
+    assert len(sections) == 2
+    assert "The bundled 8x8 digits, not MNIST" in text

@@ -6,6 +6,7 @@ from unbraid.quantum.encode import Encoded, MPSEncoding, encode
 from unbraid.quantum.execute import Execution, TorchExecutor
 from unbraid.quantum.hybrid import QuantumLinear, Stage, to_quantum
 from unbraid.quantum.mitigation import Learned, Polynomial
+from unbraid.quantum.pennylane import from_pennylane, to_pennylane
 from unbraid.quantum.readout import ReadOut, read_out
 from unbraid.quantum.reference import Reference
 from unbraid.quantum.samplers import AerExecutor, SamplerExecutor
@@ -34,11 +35,13 @@ __all__ = [
     "count_gates",
     "encode",
     "estimate_cost",
+    "from_pennylane",
     "from_qasm3",
     "from_qiskit",
     "read_out",
     "read_qpy",
     "synthesize_orthogonal",
+    "to_pennylane",
     "to_qasm3",
     "to_qiskit",
     "to_quantum",

@@ -7,7 +7,7 @@ zero entries and at the zero vector.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -99,6 +99,12 @@ class Encoded:
     def num_qubits(self) -> int:
         """Qubits n of one state."""
         return qubits_for(self.vectors.shape[-1])
+
+    def part(self, first: int, last: int) -> Encoded:
+        """Vectors ``first`` to ``last - 1`` of the first axis."""
+        gates = None if self.gates is None else self.gates[first:last]
+        vectors, norm = self.vectors[first:last], self.norm[first:last]
+        return replace(self, vectors=vectors, norm=norm, fidelity=self.fidelity[first:last], gates=gates)
 
     def circuit(self, index: int = 0) -> QuantumCircuit:
         """State preparation of one vector on |0...0>; its sign is that of the vector.

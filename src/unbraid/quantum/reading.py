@@ -5,6 +5,7 @@ Legend: B vectors of N = 2^n entries; x a unit input, psi = Q x wanted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from unbraid.circuits import Circuit
 from unbraid.circuits.circuit import apply_gate
 from unbraid.ground.errors import ExecutionError
+from unbraid.quantum.convert import wire_sites
 from unbraid.quantum.encode import Encoding
 from unbraid.quantum.execute import Execution, Executor
 
@@ -133,3 +135,33 @@ def apply_transposed(circuit: Circuit, x: Tensor) -> Tensor:
         if isinstance(step, int):
             x = apply_gate(x, matrices[step].mT, gates[step].wires, circuit.ansatz.wire_dims)
     return x
+
+
+def followed_by(circuit: Circuit, turns: Sequence[Tensor | None]) -> Circuit:
+    """The circuit followed by gates on single qubits, detached; the circuit itself if there are none.
+
+    Args:
+        circuit: without nonlinearities.
+        turns: one a qubit, the most significant first: a gate of shape (2, 2), or None.
+    """
+    if all(turn is None for turn in turns):
+        return circuit
+    gates, matrices = list(circuit.ansatz.gates()), circuit.gate_matrices()
+    placed: list[tuple[Tensor | str, tuple[int, ...]]] = []
+    for step in circuit.schedule():
+        assert isinstance(step, int)  # linear
+        placed.append((matrices[step] if gates[step].is_trainable else gates[step].name, gates[step].wires))
+    dims = circuit.ansatz.wire_dims
+    for wire, sites in enumerate(wire_sites(dims)):
+        inside = [turns[site] for site in sites]
+        if any(turn is not None for turn in inside):
+            matrix = torch.ones(1, 1, dtype=torch.float64)
+            for turn in inside:
+                matrix = torch.kron(
+                    matrix,
+                    torch.eye(2, dtype=matrix.dtype)
+                    if turn is None
+                    else turn.to(torch.promote_types(matrix.dtype, turn.dtype)),
+                )
+            placed.append((matrix, (wire,)))
+    return Circuit.from_gates(dims, placed, dtype=circuit.dtype, device=circuit.device)

@@ -115,8 +115,8 @@ def solve_reference(plus: Tensor, minus: Tensor, weights: Tensor, w: Tensor, sig
     """Maximum-likelihood unit vector from the counts of the plus/minus reference.
 
     Each amplitude a = c psi_b is a stationary point of the Poisson likelihood
-    ``n+ log (a + w)^2 + n- log (a - w)^2 - k+ (a + w)^2 - k- (a - w)^2`` with ``k = S / nu^2`` of either circuit, a
-    root of ``k+ (a + w)^2 (a - w) + k- (a - w)^2 (a + w) = n+ (a - w) + n- (a + w)``, which always has three real roots: one
+    ``n+ log (a + w)^2 + n- log (a - w)^2 - k+ (a + w)^2 - k- (a - w)^2``, k = S / nu^2 of either circuit, and so a root
+    of ``k+ (a + w)^2 (a - w) + k- (a - w)^2 (a + w) = n+ (a - w) + n- (a + w)``, which always has three real roots: one
     between -w and w, and one on either side.
 
     Args:

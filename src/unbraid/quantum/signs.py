@@ -27,10 +27,9 @@ from torch import Tensor
 from unbraid.circuits import Circuit
 from unbraid.circuits.gates import FIXED_GATES
 from unbraid.ground.errors import InvalidInputError
-from unbraid.quantum.convert import wire_sites
 from unbraid.quantum.encode import Encoding, encode
 from unbraid.quantum.execute import Executor, count_qubits
-from unbraid.quantum.reading import Reading, counts_of, misread, unfolded, uniform
+from unbraid.quantum.reading import Reading, counts_of, followed_by, misread, unfolded, uniform
 
 Setting = tuple[int, ...]  # the qubits, counted from the most significant, that get a Hadamard
 
@@ -119,25 +118,8 @@ def settings_of(qubits: int, count: int | None = None) -> list[Setting]:
 
 def with_hadamards(circuit: Circuit, qubits: Setting) -> Circuit:
     """The circuit followed by Hadamards, detached."""
-    if not qubits:
-        return circuit
-    gates, matrices = list(circuit.ansatz.gates()), circuit.gate_matrices()
-    placed: list[tuple[Tensor | str, tuple[int, ...]]] = []
-    for step in circuit.schedule():
-        assert isinstance(step, int)  # linear
-        placed.append((matrices[step] if gates[step].is_trainable else gates[step].name, gates[step].wires))
-    dims = circuit.ansatz.wire_dims
     h = torch.tensor(FIXED_GATES["h"], dtype=torch.float64)
-    for wire, sites in enumerate(wire_sites(dims)):
-        inside = [site for site in sites if site in qubits]
-        if inside and len(sites) == 1:
-            placed.append(("h", (wire,)))
-        elif inside:
-            matrix = torch.ones(1, 1, dtype=torch.float64)
-            for site in sites:
-                matrix = torch.kron(matrix, h if site in inside else torch.eye(2, dtype=torch.float64))
-            placed.append((matrix, (wire,)))
-    return Circuit.from_gates(dims, placed, dtype=circuit.dtype, device=circuit.device)
+    return followed_by(circuit, [h if k in qubits else None for k in range(count_qubits(circuit))])
 
 
 def anchored(units: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
