@@ -9,7 +9,7 @@ from unbraid.ground.errors import ExecutionError, InvalidInputError
 from unbraid.nn.layers import DisentangledLinear
 from unbraid.quantum.cost import estimate_cost
 from unbraid.quantum.execute import TorchExecutor
-from unbraid.quantum.hybrid import QuantumLinear, to_quantum
+from unbraid.quantum.hybrid import QuantumLinear, merged, to_quantum
 from unbraid.quantum.samplers import AerExecutor, SamplerExecutor
 from unbraid.tensors import MPO
 
@@ -74,8 +74,8 @@ def test_the_model_itself_stays_as_it_is() -> None:
     assert not hybrid.training
     assert model.training
     with torch.no_grad():
-        hybrid[2].layer.bias.add_(1)
-    assert not torch.equal(hybrid[2].layer.bias, model[2].bias)
+        hybrid[2].layers[0].bias.add_(1)
+    assert not torch.equal(hybrid[2].layers[0].bias, model[2].bias)
 
 
 @pytest.mark.parametrize("sizes", [(8, 4), (7, 3), (5, 6), (16, 10)])
@@ -206,3 +206,104 @@ def test_a_layer_used_twice_runs_and_costs_twice():
     tokens = estimate_cost(hybrid, 5, vectors_per_sample=3)
     assert tokens.circuits == 120
     assert "3 vectors each" in tokens.describe()
+
+
+@pytest.mark.parametrize("readout", ["reference", "signs"])
+def test_shifted_parameters_give_the_gradients_of_exact_circuits(readout) -> None:
+    layer = disentangled(4, 4).double()
+    x = data(3, 4).double().requires_grad_()
+    weight = data(3, 4).double()
+    gradients = []
+    for hybrid in (
+        to_quantum(layer, readout="exact"),
+        to_quantum(layer, readout=readout, shots=4_000_000, gradient="parameter-shift"),
+    ):
+        x.grad = None
+        (hybrid(x) * weight).sum().backward()
+        gradients.append([x.grad, *(parameter.grad for parameter in hybrid.parameters())])
+    assert len(gradients[0]) > 4
+    for exact, shifted in zip(*gradients, strict=True):
+        assert float((exact - shifted).norm()) < 0.03 * float(exact.norm()) + 0.01
+
+
+def test_gradients_through_nonlinearities_between_segments() -> None:
+    layer = DisentangledLinear(
+        Circuit(parse_ansatz("2b | relu | 1b", 2), init="random", seed=1, dtype=torch.float64),
+        MPO.random((2, 2), (2, 2), 1, seed=2, dtype=torch.float64),
+        Circuit(parse_ansatz("2b", 2), init="random", seed=3, mirrored=True, dtype=torch.float64),
+    )
+    gradients = []
+    for hybrid in (
+        to_quantum(layer, readout="exact"),
+        to_quantum(layer, readout="signs", shots=2_000_000, gradient="parameter-shift"),
+    ):
+        hybrid(data(2, 4).double()).sum().backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in hybrid.parameters()]))
+    torch.testing.assert_close(*gradients, atol=0.03, rtol=0.03)
+
+
+def test_a_gradient_that_is_not_there_is_an_error() -> None:
+    layer = disentangled(4, 4)
+    with pytest.raises(InvalidInputError, match="no gradient of its own"):
+        to_quantum(layer)(data(2, 4)).sum().backward()
+    with pytest.raises(InvalidInputError, match="gradient must be one of"):
+        to_quantum(layer, gradient="guess")
+    with pytest.raises(InvalidInputError, match="gradients of its own"):
+        to_quantum(layer, readout="exact", gradient="parameter-shift")
+    with pytest.raises(InvalidInputError, match="loses them"):
+        to_quantum(layer, readout="tomography", gradient="parameter-shift")
+
+
+def two_in_a_row() -> nn.Sequential:
+    return nn.Sequential(disentangled(8, 8), nn.Dropout(), disentangled(8, 8), nn.ReLU(), disentangled(8, 4)).eval()
+
+
+def test_joined_layers_give_the_same_for_less() -> None:
+    model, x = two_in_a_row(), data(6, 8)
+    apart, joined = (to_quantum(model, readout="exact", join=join) for join in (False, True))
+    torch.testing.assert_close(joined(x), model(x), atol=1e-5, rtol=1e-4)
+    assert [stage.name for stage in joined[0].stages()] == ["0.input", "0.output+2.input", "2.output"]
+    assert isinstance(joined[2], nn.Identity)
+    stages = [sum(len(module.stages()) for module in hybrid if hasattr(module, "stages")) for hybrid in (apart, joined)]
+    assert stages == [6, 5]
+    sampled = to_quantum(model, shots=4_000_000, join=True)
+    assert float((sampled(x) - model(x)).norm() / model(x).norm()) < 0.02
+    costs = [estimate_cost(to_quantum(model, shots=1000, join=join), 10) for join in (False, True)]
+    assert (costs[0].circuits, costs[1].circuits) == (120, 100)
+    assert costs[1].shots < costs[0].shots
+    assert costs[1].two_qubit_gates < costs[0].two_qubit_gates
+
+
+def test_gates_on_the_same_wires_become_one() -> None:
+    first, second = (Circuit(brickwall(4, 2), init="random", seed=seed, dtype=torch.float64) for seed in (1, 2))
+    turned = Circuit(second.ansatz, mirrored=True, init="random", seed=3, dtype=torch.float64)
+    whole = [*first.segment_gates()[0], *turned.segment_gates()[0]]
+    short = merged(whole)
+    assert (len(whole), len(short)) == (6, 5)
+    torch.testing.assert_close(
+        Circuit.from_gates(4, short, dtype=torch.float64).matrix(), turned.matrix() @ first.matrix()
+    )
+
+
+def test_layers_that_cannot_be_joined_stay_apart_or_are_refused() -> None:
+    model = nn.Sequential(disentangled(8, 6), disentangled(6, 8))
+    hybrid = to_quantum(model.eval(), readout="exact", join=True)
+    assert isinstance(hybrid[1], QuantumLinear)
+    with pytest.raises(InvalidInputError, match="in a row"):
+        QuantumLinear(list(model))
+    shared = disentangled(8, 8)
+    hybrid = to_quantum(nn.Sequential(shared, shared).eval(), readout="exact", join=True)
+    torch.testing.assert_close(hybrid(data(2, 8)), shared(shared(data(2, 8))), atol=1e-5, rtol=1e-4)
+
+
+def test_shots_in_the_padding_are_counted() -> None:
+    layer = disentangled(8, 5)
+    hybrid = to_quantum(layer, shots=1000)
+    hybrid(data(50, 8))
+    lost = hybrid.spent.padding_shots
+    assert 0 < lost < 50 * 1000
+    with torch.no_grad():
+        x = data(50, 8)
+        whole = layer.output_circuit(layer.core.apply(layer.input_circuit(x))).square()
+        share = float((whole[:, 5:].sum(dim=1) / whole.sum(dim=1)).sum())
+    assert lost == pytest.approx(1000 * share, rel=0.1)

@@ -278,6 +278,16 @@ class Circuit(nn.Module):
 
         A circuit without joints has one segment. ``joint_modules()`` gives what stands between them.
         """
+        return [
+            Circuit.from_gates(self.ansatz.wire_dims, part, dtype=self.dtype, device=self.device)
+            for part in self.segment_gates()
+        ]
+
+    def segment_gates(self) -> list[list[tuple[Tensor | str, tuple[int, ...]]]]:
+        """The gates of each segment in the order in which they act: (matrix or name of a fixed gate, wires).
+
+        Matrices are differentiable.
+        """
         gates = list(self.ansatz.gates())
         matrices = self.gate_matrices()
         parts: list[list[tuple[Tensor | str, tuple[int, ...]]]] = [[]]
@@ -287,7 +297,7 @@ class Circuit(nn.Module):
             else:
                 gate = gates[step]
                 parts[-1].append((matrices[step] if gate.is_trainable else gate.name, gate.wires))
-        return [Circuit.from_gates(self.ansatz.wire_dims, part, dtype=self.dtype, device=self.device) for part in parts]
+        return parts
 
     def joint_modules(self) -> list[nn.Module]:
         """The modules between the segments, in the order in which they act."""

@@ -7,23 +7,28 @@ Cores, biases and the nonlinearities between segments are torch.
 from __future__ import annotations
 
 import copy
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from unbraid.circuits import Circuit
-from unbraid.ground.errors import InvalidInputError
+from unbraid.ground.errors import InvalidInputError, require_choice
 from unbraid.ground.random import stream
 from unbraid.nn.layers import DisentangledLinear
 from unbraid.nn.surgery import replace_modules
 from unbraid.quantum.encode import Encoding, encoding_of
 from unbraid.quantum.execute import Executor, TorchExecutor, count_qubits
+from unbraid.quantum.gradients import GRADIENTS, Placed, sampled
 from unbraid.quantum.reading import Readout
 from unbraid.quantum.readout import Exact, read_out, readout_of, through_states
 from unbraid.quantum.samplers import SamplerExecutor
+from unbraid.quantum.tomography import Tomography
 
 
 @dataclass(frozen=True)
@@ -49,19 +54,29 @@ class Stage:
 
 @dataclass
 class Spent:
-    """What a layer has used so far."""
+    """What a layer has used so far.
+
+    Attributes:
+        circuits: that ran.
+        shots: of all of them.
+        padding_shots: about how many of these fell on outcomes that stand for no feature and are thrown away, where the
+            output's width is no power of two.
+    """
 
     circuits: int = 0
     shots: int = 0
+    padding_shots: int = 0
 
 
 class QuantumLinear(nn.Module):
-    """A disentangled layer whose circuits run on an executor.
+    """A disentangled layer whose circuits run on an executor, or several in a row.
 
-    Segments without gates are the identity and are not run. Sampled readouts give no gradients.
+    Segments without gates are the identity and are not run. Between layers in a row stands nothing, so the output
+    circuit of one and the input circuit of the next are one circuit, in which gates on the same wires are multiplied.
 
     Args:
-        layer: taken over, not copied.
+        layer: taken over, not copied; or several in a row, whose widths fit without padding, with linear circuits on
+            the same wires between them. A bias between them passes through the next circuit on the host.
         executor: what runs the circuits; torch by default.
         name: of the layer; names its stages and its random stream.
         encoding: "amplitude" | "mps", or one with its settings; see :func:`unbraid.encode`.
@@ -69,18 +84,20 @@ class QuantumLinear(nn.Module):
             :func:`unbraid.read_out`.
         shots: a vector and stage, over all circuits of its readout.
         seed: of the samples; the n-th call of a layer takes the n-th stream of its name.
+        gradient: of sampled readouts: "none" (a backward pass is an error) | "parameter-shift", see
+            :mod:`unbraid.quantum.gradients`. "exact" always has gradients.
 
     Attributes:
         spent: circuits and shots used so far.
 
     Raises:
-        InvalidInputError: if an option is unknown or does not suit the executor, or a circuit does not consist of
-            qubits or does not fit the backend.
+        InvalidInputError: if an option is unknown or does not suit the executor, a circuit does not consist of qubits
+            or does not fit the backend, or layers in a row do not fit each other.
     """
 
     def __init__(
         self,
-        layer: DisentangledLinear,
+        layer: DisentangledLinear | Sequence[DisentangledLinear],
         executor: Executor | None = None,
         *,
         name: str = "layer",
@@ -88,9 +105,16 @@ class QuantumLinear(nn.Module):
         readout: str | Readout = "reference",
         shots: int = 10_000,
         seed: int = 0,
+        gradient: str = "none",
     ) -> None:
         super().__init__()
-        self.layer = layer
+        layers = [layer] if isinstance(layer, DisentangledLinear) else list(layer)
+        if not layers or not all(_joinable(first, second) for first, second in pairwise(layers)):
+            raise InvalidInputError(
+                "Layers in a row need widths without padding, and linear circuits on the same wires between them; got "
+                f"{[(each.in_features, each.out_features) for each in layers]}."
+            )
+        self.layers = nn.ModuleList(layers)
         self.executor: Executor = TorchExecutor(seed) if executor is None else executor
         self.name = name
         self.encoding = encoding_of(encoding)
@@ -104,6 +128,14 @@ class QuantumLinear(nn.Module):
             )
         self.shots = shots
         self.seed = seed
+        self.gradient = require_choice(gradient, GRADIENTS, "gradient")
+        if gradient != "none" and isinstance(self.readout, Exact):
+            raise InvalidInputError("readout='exact' has gradients of its own; leave gradient out.")
+        if gradient != "none" and isinstance(self.readout, Tomography) and self.readout.sign == "largest":
+            raise InvalidInputError(
+                "Shifted circuits must be read with their signs, and this tomography loses them. Use 'reference' or "
+                "'signs', or Tomography(sign='known')."
+            )
         self.spent = Spent()
         self._calls = 0
         for stage in self.stages():
@@ -115,12 +147,12 @@ class QuantumLinear(nn.Module):
     @property
     def in_features(self) -> int:
         """Logical input size."""
-        return self.layer.in_features
+        return self._row[0].in_features
 
     @property
     def out_features(self) -> int:
         """Logical output size."""
-        return self.layer.out_features
+        return self._row[-1].out_features
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""
@@ -128,10 +160,7 @@ class QuantumLinear(nn.Module):
 
     def stages(self) -> list[Stage]:
         """The circuits that one input passes through, in order; without those that have no gates."""
-        sides = (("input", self.layer.input_circuit), ("output", self.layer.output_circuit))
-        return [
-            stage for side, circuit in sides for stage in self._side_stages(side, circuit) if _has_gates(stage.circuit)
-        ]
+        return [stage for run in self._runs() for stage, placed in self._segments(run) if placed]
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (..., in) to (..., out).
@@ -144,53 +173,121 @@ class QuantumLinear(nn.Module):
             raise InvalidInputError(f"This layer takes {self.in_features} features; got shape {tuple(x.shape)}.")
         generator = stream(self.seed, self.name, "call", self._calls)
         self._calls += 1
-        x = self._run("input", self.layer.input_circuit, pad(x, (0, self._width - self.in_features)), generator)
-        x = self._run("output", self.layer.output_circuit, self.layer.core.apply(x), generator)
+        first, *others = self._runs()
+        x = self._run(first, pad(x, (0, first.circuits[0].dimension - self.in_features)), generator)
+        for layer, run in zip(self._row, others, strict=True):
+            x = self._run(run, layer.core.apply(x), generator)
+            if layer is not self._row[-1] and layer.bias is not None:
+                x = x + run.circuits[-1](layer.bias)
+        last = self._row[-1]
+        if not isinstance(self.readout, Exact) and self.out_features < x.shape[-1]:
+            squares = x.detach().double().square()
+            share = squares[..., self.out_features :].sum(-1) / squares.sum(-1).clamp(min=1e-300)
+            self.spent.padding_shots += round(float(share.sum()) * self.shots)
         x = x[..., : self.out_features]
-        return x if self.layer.bias is None else x + self.layer.bias
+        return x if last.bias is None else x + last.bias
 
     @property
-    def _width(self) -> int:
-        return self.layer.input_circuit.dimension
+    def _row(self) -> list[DisentangledLinear]:
+        return [layer for layer in self.layers if isinstance(layer, DisentangledLinear)]
 
-    def _run(self, side: str, circuit: Circuit, x: Tensor, generator: torch.Generator) -> Tensor:
+    def _runs(self) -> list[_Run]:
+        """Circuits that run together: the first input circuit, each output with the next input circuit, the last."""
+        names = self.name.split("+") if len(self._row) > 1 else [self.name]
+        row = list(zip(names, self._row, strict=True))
+        between = [
+            _Run(f"{name}.output+{other}.input", (layer.output_circuit, following.input_circuit))
+            for (name, layer), (other, following) in pairwise(row)
+        ]
+        (first, begin), (last, end) = row[0], row[-1]
+        return [
+            _Run(f"{first}.input", (begin.input_circuit,)),
+            *between,
+            _Run(f"{last}.output", (end.output_circuit,)),
+        ]
+
+    def _run(self, run: _Run, x: Tensor, generator: torch.Generator) -> Tensor:
+        segments = self._segments(run)
         if isinstance(self.readout, Exact):
-            self.spent.circuits += x.shape[:-1].numel() * sum(
-                _has_gates(stage.circuit) for stage in self._side_stages(side, circuit)
-            )
-            # segments are detached copies; this one keeps the gradients of the gates
-            return circuit(x, prepare=partial(through_states, encoding=self.encoding))
-        joints = [*circuit.joint_modules(), None]
-        for stage, joint in zip(self._side_stages(side, circuit), joints, strict=True):
-            if _has_gates(stage.circuit):
-                read = read_out(
-                    stage.circuit,
-                    x,
-                    readout=self.readout,
-                    shots=self.shots,
-                    executor=self.executor,
-                    generator=generator,
-                    encoding=self.encoding,
-                )
-                self.spent.circuits += read.circuits
-                self.spent.shots += read.shots
-                x = read.vectors
+            self.spent.circuits += x.shape[:-1].numel() * sum(bool(placed) for _, placed in segments)
+            first, *others = run.circuits
+            # segments are detached copies; these keep the gradients of the gates
+            x = first(x, prepare=partial(through_states, encoding=self.encoding))
+            for circuit in others:
+                x = circuit(x)
+            return x
+        joints = [*run.circuits[0].joint_modules(), None]
+        for (stage, placed), joint in zip(segments, joints, strict=True):
+            if placed:
+                x = sampled(stage.circuit, placed, x, partial(self._read, generator=generator), self.gradient)
             x = x if joint is None else joint(x)
         return x
 
-    def _side_stages(self, side: str, circuit: Circuit) -> list[Stage]:
-        segments = circuit.segments()
-        return [
-            Stage(
-                f"{self.name}.{side}" + (f".{k}" if len(segments) > 1 else ""),
-                segment,
-                self.readout,
-                self.shots,
-                self.encoding,
-                self.executor,
-            )
-            for k, segment in enumerate(segments)
-        ]
+    def _segments(self, run: _Run) -> list[tuple[Stage, Placed]]:
+        """The linear pieces of a run and their gates, which are differentiable."""
+        first, *others = run.circuits
+        parts = first.segment_gates()
+        if others:
+            parts = [merged([gate for circuit in run.circuits for gate in circuit.segment_gates()[0]])]
+        found = []
+        for k, placed in enumerate(parts):
+            detached = [(gate if isinstance(gate, str) else gate.detach(), wires) for gate, wires in placed]
+            circuit = Circuit.from_gates(first.ansatz.wire_dims, detached, dtype=first.dtype, device=first.device)
+            name = run.name + (f".{k}" if len(parts) > 1 else "")
+            stage = Stage(name, circuit, self.readout, self.shots, self.encoding, self.executor)
+            found.append((stage, placed))
+        return found
+
+    def _read(self, circuit: Circuit, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        read = read_out(
+            circuit,
+            x,
+            readout=self.readout,
+            shots=self.shots,
+            executor=self.executor,
+            generator=generator,
+            encoding=self.encoding,
+        )
+        self.spent.circuits += read.circuits
+        self.spent.shots += read.shots
+        return read.vectors
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Circuits that run one after the other without anything between them."""
+
+    name: str
+    circuits: tuple[Circuit, ...]
+
+
+def merged(placed: Placed) -> Placed:
+    """The same circuit with gates multiplied that follow each other on the same wires; differentiable.
+
+    Args:
+        placed: (matrix or name of a fixed gate, wires) in the order in which they act.
+    """
+    found: list[tuple[Tensor | str, tuple[int, ...]]] = []
+    for gate, wires in placed:
+        touching = [k for k, (_, on) in enumerate(found) if set(on) & set(wires)]
+        last = touching[-1] if touching else -1
+        before, on = found[last] if touching else (None, ())
+        if isinstance(gate, Tensor) and isinstance(before, Tensor) and on == wires:
+            found[last] = (gate @ before, wires)
+        else:
+            found.append((gate, wires))
+    return found
+
+
+def _joinable(first: DisentangledLinear, second: DisentangledLinear) -> bool:
+    """Whether two layers in a row have circuits that can be one."""
+    out, inward = first.output_circuit, second.input_circuit
+    return (
+        first.out_features == second.in_features == out.dimension == inward.dimension
+        and out.ansatz.wire_dims == inward.ansatz.wire_dims
+        and out.is_linear
+        and inward.is_linear
+    )
 
 
 def to_quantum(
@@ -201,6 +298,8 @@ def to_quantum(
     readout: str | Readout = "reference",
     shots: int = 10_000,
     seed: int = 0,
+    gradient: str = "none",
+    join: bool = False,
 ) -> nn.Module:
     """A copy of ``model``, in evaluation mode, whose disentangled layers run their circuits on ``executor``.
 
@@ -212,6 +311,9 @@ def to_quantum(
             :func:`unbraid.read_out`.
         shots: a vector and circuit of the network, over all circuits of its readout.
         seed: of the samples.
+        gradient: of sampled readouts, "none" | "parameter-shift"; see :class:`QuantumLinear`.
+        join: where disentangled layers follow each other in a ``nn.Sequential`` with nothing between them, run the
+            output circuit of one and the input circuit of the next as one: one encoding and one readout less.
 
     Returns:
         The hybrid; a :class:`QuantumLinear` if ``model`` itself is a disentangled layer.
@@ -231,14 +333,47 @@ def to_quantum(
             f"to_quantum needs a model with a DisentangledLinear layer; {type(model).__name__} has none. Use "
             "disentangle_layers first."
         )
+    rows = _rows(hybrid, [layer for _, layer in found]) if join else [[layer] for _, layer in found]
+    names = {layer: name or "layer" for name, layer in found}
     replacements: dict[nn.Module, nn.Module] = {}
-    for name, layer in found:
-        quantum = QuantumLinear(
-            layer, executor, name=name or "layer", encoding=encoding, readout=readout, shots=shots, seed=seed
+    for row in rows:
+        first, *others = row
+        replacements[first] = QuantumLinear(
+            row,
+            executor,
+            name="+".join(names[layer] for layer in row),
+            encoding=encoding,
+            readout=readout,
+            shots=shots,
+            seed=seed,
+            gradient=gradient,
         ).eval()
-        replacements[layer] = quantum
+        replacements |= {layer: nn.Identity() for layer in others}
     return replace_modules(hybrid, replacements)
 
 
-def _has_gates(circuit: Circuit) -> bool:
-    return any(True for _ in circuit.ansatz.gates())
+def _rows(model: nn.Module, layers: Sequence[DisentangledLinear]) -> list[list[DisentangledLinear]]:
+    """Layers that follow each other in a ``nn.Sequential`` with nothing between them, and can be joined."""
+    sequences = [
+        [module for module in container if not isinstance(module, nn.Identity | nn.Dropout)]
+        for container in model.modules()
+        if isinstance(container, nn.Sequential)
+    ]
+    follows: dict[nn.Module, DisentangledLinear] = {
+        one: other
+        for sequence in sequences
+        for one, other in pairwise(sequence)
+        if isinstance(one, DisentangledLinear) and isinstance(other, DisentangledLinear) and _joinable(one, other)
+    }
+    # a layer that is used in several places cannot be joined in one of them
+    used = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    follows = {a: b for a, b in follows.items() if used[id(a)] == used[id(b)] == 1}
+    inner = set(follows.values())
+    rows = []
+    for layer in layers:
+        if layer not in inner:
+            row = [layer]
+            while row[-1] in follows:
+                row.append(follows[row[-1]])
+            rows.append(row)
+    return rows

@@ -146,11 +146,7 @@ def followed_by(circuit: Circuit, turns: Sequence[Tensor | None]) -> Circuit:
     """
     if all(turn is None for turn in turns):
         return circuit
-    gates, matrices = list(circuit.ansatz.gates()), circuit.gate_matrices()
-    placed: list[tuple[Tensor | str, tuple[int, ...]]] = []
-    for step in circuit.schedule():
-        assert isinstance(step, int)  # linear
-        placed.append((matrices[step] if gates[step].is_trainable else gates[step].name, gates[step].wires))
+    (placed,) = circuit.segment_gates()
     dims = circuit.ansatz.wire_dims
     for wire, sites in enumerate(wire_sites(dims)):
         inside = [turns[site] for site in sites]

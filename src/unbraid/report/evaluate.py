@@ -65,11 +65,11 @@ def evaluate(
     right = _run(model, x, y, batch_size)
     seconds["evaluate"] = time.perf_counter() - started
     if quantum:
-        circuits, shots = (now - then for now, then in zip(_spent(quantum), before, strict=True))
+        circuits, shots, padding = (now - then for now, then in zip(_spent(quantum), before, strict=True))
         expected = cost["estimated"]["circuits"]
         if expected and circuits > expected and circuits % expected == 0:  # layers got several vectors a sample
             cost, gates = _estimated(model, quantum, len(x), circuits // expected)
-        cost |= {"circuits": circuits, "shots": shots}
+        cost |= {"circuits": circuits, "shots": shots, "padding_shots": padding}
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Report(
         accuracy={step: right},
@@ -148,7 +148,7 @@ def _quantum_layers(model: nn.Module) -> dict[str, Any]:
         if (
             callable(stages)
             and not isinstance(stages, nn.Module)
-            and isinstance(getattr(module, "layer", None), nn.Module)
+            and isinstance(getattr(module, "layers", None), nn.ModuleList)
         ):
             found[name or "layer"] = module
     return found
@@ -169,9 +169,9 @@ def _way_of_running(quantum: dict[str, Any]) -> str:
     return "aer" if all(isinstance(module.executor, AerExecutor) for module in quantum.values()) else "hybrid"
 
 
-def _spent(quantum: dict[str, Any]) -> tuple[int, int]:
+def _spent(quantum: dict[str, Any]) -> tuple[int, ...]:
     used = [module.spent for module in quantum.values()]
-    return sum(part.circuits for part in used), sum(part.shots for part in used)
+    return tuple(sum(getattr(part, name) for part in used) for name in ("circuits", "shots", "padding_shots"))
 
 
 def _estimated(
@@ -219,7 +219,12 @@ def _dense_size(layer: MPOLinear | DisentangledLinear) -> int:
 
 def _layers(model: nn.Module, quantum: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a tensor layer: shape, bonds, parameters, gates and CNOTs."""
-    names = {module.layer: name for name, module in quantum.items()}
+    names: dict[nn.Module, str] = {}
+    for name, module in quantum.items():
+        own = name.split("+") if len(module.layers) > 1 else [name]
+        names |= dict(
+            zip(module.layers, own if len(own) == len(module.layers) else [name] * len(module.layers), strict=True)
+        )
     rows = []
     for name, module in model.named_modules():
         if not isinstance(module, (MPOLinear, DisentangledLinear)):
