@@ -267,7 +267,8 @@ def test_joined_layers_give_the_same_for_less() -> None:
     stages = [sum(len(module.stages()) for module in hybrid if hasattr(module, "stages")) for hybrid in (apart, joined)]
     assert stages == [6, 5]
     sampled = to_quantum(model, shots=4_000_000, join=True)
-    assert float((sampled(x) - model(x)).norm() / model(x).norm()) < 0.02
+    with torch.no_grad():
+        assert float((sampled(x) - model(x)).norm() / model(x).norm()) < 0.02
     costs = [estimate_cost(to_quantum(model, shots=1000, join=join), 10) for join in (False, True)]
     assert (costs[0].circuits, costs[1].circuits) == (120, 100)
     assert costs[1].shots < costs[0].shots

@@ -228,8 +228,8 @@ class QuantumLinear(nn.Module):
         first, *others = run.circuits
         parts = first.segment_gates()
         if others:
-            parts = [merged([gate for circuit in run.circuits for gate in circuit.segment_gates()[0]])]
-        found = []
+            parts = [list(merged([gate for circuit in run.circuits for gate in circuit.segment_gates()[0]]))]
+        found: list[tuple[Stage, Placed]] = []
         for k, placed in enumerate(parts):
             detached = [(gate if isinstance(gate, str) else gate.detach(), wires) for gate, wires in placed]
             circuit = Circuit.from_gates(first.ansatz.wire_dims, detached, dtype=first.dtype, device=first.device)
