@@ -308,3 +308,32 @@ def test_shots_in_the_padding_are_counted() -> None:
         whole = layer.output_circuit(layer.core.apply(layer.input_circuit(x))).square()
         share = float((whole[:, 5:].sum(dim=1) / whole.sum(dim=1)).sum())
     assert lost == pytest.approx(1000 * share, rel=0.1)
+
+
+def test_centers_lower_the_error_and_leave_exact_results_alone() -> None:
+    model = nn.Sequential(disentangled(8, 8), nn.ReLU(), disentangled(8, 4)).eval()
+    x = data(40, 8) + 3  # a large mean, small differences
+    exact = model(x).detach()
+    torch.testing.assert_close(to_quantum(model, readout="exact", center=x)(x), exact, atol=1e-5, rtol=1e-4)
+    errors = []
+    for center in (None, x):
+        hybrid = to_quantum(model, shots=20_000, center=center)
+        assert all(len(layer.centers) == (0 if center is None else 2) for layer in (hybrid[0], hybrid[2]))
+        with torch.no_grad():
+            errors.append(float((hybrid(x) - exact).norm()))
+        assert hybrid[0].spent.circuits == 160  # centers cost nothing
+    assert errors[1] < errors[0] / 2
+
+
+def test_centers_work_for_joined_layers_and_inner_nonlinearities() -> None:
+    x = data(20, 8) + 1
+    for model in (two_in_a_row(), disentangled(8, 8, text="2b | relu | 2b")):
+        hybrid = to_quantum(model.eval(), shots=3_000_000, join=True, center=x)
+        with torch.no_grad():
+            assert float((hybrid(x) - model(x)).norm() / model(x).norm()) < 0.03
+
+
+def test_wrong_centers_are_refused() -> None:
+    for center in (3, torch.zeros(0, 8), torch.full((2, 8), float("nan"))):
+        with pytest.raises(InvalidInputError, match="center"):
+            to_quantum(disentangled(8, 4), center=center)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from unbraid.circuits import Circuit
-from unbraid.ground.errors import InvalidInputError, require_choice
+from unbraid.ground.errors import InvalidInputError, require_choice, require_finite
 from unbraid.ground.random import stream
 from unbraid.nn.layers import DisentangledLinear
 from unbraid.nn.surgery import replace_modules
@@ -89,6 +89,7 @@ class QuantumLinear(nn.Module):
 
     Attributes:
         spent: circuits and shots used so far.
+        centers: vectors by the name of the stage that are subtracted before encoding, see :func:`to_quantum`.
 
     Raises:
         InvalidInputError: if an option is unknown or does not suit the executor, a circuit does not consist of qubits
@@ -137,6 +138,8 @@ class QuantumLinear(nn.Module):
                 "'signs', or Tomography(sign='known')."
             )
         self.spent = Spent()
+        self.centers: dict[str, Tensor] = {}
+        self._means: dict[str, list[Tensor]] | None = None  # while centers are being found
         self._calls = 0
         for stage in self.stages():
             if isinstance(self.executor, SamplerExecutor):
@@ -212,14 +215,18 @@ class QuantumLinear(nn.Module):
             self.spent.circuits += x.shape[:-1].numel() * sum(bool(placed) for _, placed in segments)
             first, *others = run.circuits
             # segments are detached copies; these keep the gradients of the gates
-            x = first(x, prepare=partial(through_states, encoding=self.encoding))
+            prepare = iter([partial(self._prepared, stage) for stage, placed in segments if placed])
+            x = first(x, prepare=lambda given: next(prepare)(given))
             for circuit in others:
                 x = circuit(x)
             return x
         joints = [*run.circuits[0].joint_modules(), None]
         for (stage, placed), joint in zip(segments, joints, strict=True):
             if placed:
-                x = sampled(stage.circuit, placed, x, partial(self._read, generator=generator), self.gradient)
+                center = self._center(stage, x)
+                x = sampled(stage.circuit, placed, x - center, partial(self._read, generator=generator), self.gradient)
+                if stage.name in self.centers:  # the image of the center does not depend on the input
+                    x = x + stage.circuit(center)
             x = x if joint is None else joint(x)
         return x
 
@@ -237,6 +244,29 @@ class QuantumLinear(nn.Module):
             stage = Stage(name, circuit, self.readout, self.shots, self.encoding, self.executor)
             found.append((stage, placed))
         return found
+
+    def _prepared(self, stage: Stage, x: Tensor) -> Tensor:
+        """What exact circuits get."""
+        if self._means is not None:
+            self._means.setdefault(stage.name, []).append(x.detach().reshape(-1, x.shape[-1]).mean(dim=0))
+            return x
+        center = self._center(stage, x)
+        return through_states(x - center, self.encoding) + center
+
+    def _center(self, stage: Stage, x: Tensor) -> Tensor:
+        found = self.centers.get(stage.name)
+        return x.new_zeros(x.shape[-1]) if found is None else found.to(x)
+
+    @torch.no_grad()
+    def find_centers(self, forward: Callable[[], object]) -> None:
+        """Take the means of what the circuits get while ``forward`` runs the network, exactly, as centers."""
+        readout, self.readout, self._means = self.readout, Exact(), {}
+        spent = replace(self.spent)
+        try:
+            forward()
+            self.centers = {name: torch.stack(means).mean(dim=0) for name, means in self._means.items()}
+        finally:
+            self.readout, self._means, self.spent = readout, None, spent
 
     def _read(self, circuit: Circuit, x: Tensor, *, generator: torch.Generator) -> Tensor:
         read = read_out(
@@ -300,6 +330,7 @@ def to_quantum(
     seed: int = 0,
     gradient: str = "none",
     join: bool = False,
+    center: Tensor | None = None,
 ) -> nn.Module:
     """A copy of ``model``, in evaluation mode, whose disentangled layers run their circuits on ``executor``.
 
@@ -314,6 +345,9 @@ def to_quantum(
         gradient: of sampled readouts, "none" | "parameter-shift"; see :class:`QuantumLinear`.
         join: where disentangled layers follow each other in a ``nn.Sequential`` with nothing between them, run the
             output circuit of one and the input circuit of the next as one: one encoding and one readout less.
+        center: inputs of the network, such as training data. The mean of what each circuit gets from them is subtracted
+            before encoding; what the circuit makes of the mean is computed once on the host and added. The error of a
+            readout is relative to the norm of what is encoded, so this lowers it without a shot more.
 
     Returns:
         The hybrid; a :class:`QuantumLinear` if ``model`` itself is a disentangled layer.
@@ -349,7 +383,26 @@ def to_quantum(
             gradient=gradient,
         ).eval()
         replacements |= {layer: nn.Identity() for layer in others}
-    return replace_modules(hybrid, replacements)
+    hybrid = replace_modules(hybrid, replacements)
+    if center is not None:
+        _find_centers(hybrid, [module for module in replacements.values() if isinstance(module, QuantumLinear)], center)
+    return hybrid
+
+
+def _find_centers(hybrid: nn.Module, layers: Sequence[QuantumLinear], x: Tensor) -> None:
+    """Centers of all layers from one exact pass."""
+    if not isinstance(x, Tensor) or not len(x):
+        raise InvalidInputError(
+            "center must be a tensor of inputs of the network, at least one; such as training data."
+        )
+    require_finite(x, "center")
+
+    def forward() -> object:
+        return hybrid(x)
+
+    for layer in layers:
+        forward = partial(layer.find_centers, forward)
+    forward()
 
 
 def _rows(model: nn.Module, layers: Sequence[DisentangledLinear]) -> list[list[DisentangledLinear]]:
