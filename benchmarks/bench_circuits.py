@@ -3,7 +3,7 @@
 A brickwall of two layers of SO(4) gates acts on batches of input vectors (amplitude encoding); its output vector is
 wanted, and the gradient of a sum by the gates' angles. Peers get the same gates as Ry and CNOT, six and two a gate. On
 one core; medians, as ratios of one run, with the peak memory that a case adds in a process of its own. Double precision
-throughout. Cases that a peer cannot hold in memory are left out, as are those of Qiskit Machine Learning that would take
+throughout. Cases that a peer cannot hold in memory are left out, as are those of Qiskit Machine Learning that take
 hours.
 
 PennyLane comes with the extra ``pennylane``; ``tensorcircuit-ng`` and ``qiskit-machine-learning`` are used where they

@@ -1,9 +1,9 @@
 """Seconds an image through both circuits of a six-qubit layer: torch, Aer, and the paper's pipeline as it is written.
 
-The layer is 64 x 64 with two layers of SO(4) gates a side. The paper's pipeline prepares the vector, appends the circuit
-as one unitary, runs qiskit-experiments' ``StateTomography`` on Aer with 1,000 shots for each of the 729 circuits, and
-takes the top eigenvector; it is run on a few images. Ours reads by the plus/minus reference with 10,000 shots a stage.
-One core, one run, as ratios. A second table has the error of the readouts against shots.
+The layer is 64 x 64 with two layers of SO(4) gates a side. The paper's pipeline prepares the vector, appends the
+circuit as one unitary, runs qiskit-experiments' ``StateTomography`` on Aer with 1,000 shots for each of the 729
+circuits, and takes the top eigenvector; it is run on a few images. Ours reads by the plus/minus reference with 10,000
+shots a stage. One core, one run, as ratios. A second table has the error of the readouts against shots.
 """
 
 from __future__ import annotations
