@@ -301,3 +301,20 @@ def test_wrong_uses_are_refused() -> None:
             read_out(circuit, x, readout=readout, executor=Silent())
     with pytest.raises(InvalidInputError, match="TorchExecutor"):
         read_out(circuit, x, readout="exact", executor=Silent())
+
+
+@pytest.mark.parametrize("readout", [Signs(), Tomography(sign="known", fitter="inversion")])
+def test_inputs_orthogonal_to_the_uniform_vector_keep_their_sign(readout: object) -> None:
+    circuit, x = haar_circuit(3), inputs(40, 8)
+    x = x - x.mean(dim=1, keepdim=True) * (1 + 0.1 * torch.randn(40, 1, dtype=torch.float64, generator=generator()))
+    read = read_out(circuit, x, readout=readout, shots=300_000, generator=generator())
+    assert float(relative_squares(read.vectors, circuit(x).detach()).max()) < 1e-3
+
+
+def test_linear_inversion_agrees_with_the_fitter() -> None:
+    pytest.importorskip("qiskit_experiments")
+    circuit, x = haar_circuit(2, gate="u"), inputs(3, 4)
+    ways = [Tomography(fitter=fitter) for fitter in ("inversion", "qiskit-experiments")]
+    first, second = (read_out(circuit, x, readout=way, shots=900_000, generator=generator()) for way in ways)
+    assert float((first.vectors - second.vectors).norm() / second.vectors.norm()) < 0.01
+    assert (first.circuits, first.shots) == (second.circuits, second.shots)

@@ -5,6 +5,7 @@ Legend: B vectors of N = 2^n entries; x a unit input, psi = Q x wanted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +19,8 @@ from unbraid.ground.errors import ExecutionError
 from unbraid.quantum.convert import wire_sites
 from unbraid.quantum.encode import Encoding
 from unbraid.quantum.execute import Execution, Executor
+
+LEAST_ANCHOR = 0.2  # least <t, u>, far above the error of a vector
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,43 @@ def unfolded(counts: Tensor, confusion: Tensor | None) -> Tensor:
         raise ExecutionError("A qubit's readout does not depend on its state; leave it out of the layout.") from error
     found = misread(counts, inverse).clamp(min=0)
     return found * (counts.sum(dim=1, keepdim=True) / found.sum(dim=1, keepdim=True).clamp(min=1e-300))
+
+
+class Anchor:
+    """The sign that a state has not, from what the host knows of the input.
+
+    The host knows <x, u>, u uniform, and Q takes it to <psi, Q u>: its sign decides. Where <x, u> is small, just enough
+    of u is mixed into x beforehand, and its image is taken off afterwards.
+
+    Args:
+        circuit: Q, without nonlinearities.
+        units: unit vectors x, shape (B, N).
+
+    Attributes:
+        states: what is to be run, unit vectors t with |<t, u>| of at least 0.2, shape (B, N); x itself where it can be.
+        lengths: x is ``lengths * t`` minus a multiple of u, shape (B,); errors grow by as much.
+    """
+
+    def __init__(self, circuit: Circuit, units: Tensor) -> None:
+        u = uniform(circuit, units.device)
+        along = (units * u).sum(dim=1)
+        across = (1 - along**2).clamp(min=0).sqrt()
+        self._sign = torch.where(along < 0, -1.0, 1.0).to(units)
+        needed = self._sign * LEAST_ANCHOR / math.sqrt(1 - LEAST_ANCHOR**2) * across - along
+        self._mixed = torch.where(along.abs() < LEAST_ANCHOR, needed, torch.zeros_like(along))
+        moved = units + self._mixed[:, None] * u
+        self.lengths = torch.linalg.vector_norm(moved, dim=1)
+        self.states = moved / self.lengths[:, None]
+        self._image = circuit(u.to(circuit.dtype)).to(torch.complex128 if circuit.is_complex else torch.float64)
+
+    def settle(self, found: Tensor) -> Tensor:
+        """Unit vectors psi = Q x from those of Q t up to a sign (a phase, if complex); shape (B, N)."""
+        image = self._image.to(found.dtype)
+        seen = (image.conj() * found).sum(dim=1)
+        phase = torch.where(seen == 0, torch.ones_like(seen), seen / seen.abs().clamp(min=1e-300))
+        signed = found * (self._sign * phase.conj())[:, None]
+        psi = self.lengths[:, None] * signed - self._mixed[:, None] * image
+        return psi / torch.linalg.vector_norm(psi, dim=1, keepdim=True)
 
 
 def uniform(circuit: Circuit, device: torch.device) -> Tensor:

@@ -6,15 +6,13 @@ vector and the share beta of noise that maximise the likelihood of all counts, w
 probability (1 - beta) (H_j psi)_b^2 + beta / N. Gate noise that spreads over the outcomes thus ends in beta and not in
 psi.
 
-That leaves one sign for the whole vector. The host knows <x, u>, and Q takes it to <psi, Q u>: its sign decides. Where
-<x, u> is small, just enough of u is mixed into x beforehand and taken off again afterwards.
+That leaves one sign for the whole vector, see :class:`unbraid.quantum.reading.Anchor`.
 
 Legend: B vectors of N = 2^n entries; u uniform; counts have shape (M, B, N) for M circuits.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,11 +27,10 @@ from unbraid.circuits.gates import FIXED_GATES
 from unbraid.ground.errors import InvalidInputError
 from unbraid.quantum.encode import Encoding, encode
 from unbraid.quantum.execute import Executor, count_qubits
-from unbraid.quantum.reading import Reading, counts_of, followed_by, misread, unfolded, uniform
+from unbraid.quantum.reading import Anchor, Reading, counts_of, followed_by, misread, unfolded
 
 Setting = tuple[int, ...]  # the qubits, counted from the most significant, that get a Hadamard
 
-_ANCHOR = 0.2  # least <x, u>, far above the error of a vector
 _STEPS = 200
 _TOLERANCE = 1e-5  # change of a vector and step
 _FIRST_NOISE = 0.02
@@ -84,18 +81,13 @@ class Signs:
         n = count_qubits(circuit)
         settings = settings_of(n, self.settings)
         each = max(1, shots // len(settings))
-        u = uniform(circuit, units.device)
-        states, mixed, lengths = anchored(units, u)
+        anchor = Anchor(circuit, units)
         circuits = [with_hadamards(circuit, setting) for setting in settings]
-        execution = executor.run(circuits, encode(states, encoding), each, generator=generator)
+        execution = executor.run(circuits, encode(anchor.states, encoding), each, generator=generator)
         found, noise = solve_signs(*counts_of(execution, executor, units.device), settings)
-        anchor = circuit(u.to(circuit.dtype)).double()
-        wanted = torch.where((units * u).sum(dim=1) < 0, -1.0, 1.0).to(found)
-        found = found * (wanted * (found * anchor).sum(dim=1).sign())[:, None]
-        psi = lengths[:, None] * found - mixed[:, None] * anchor
-        psi = psi / torch.linalg.vector_norm(psi, dim=1, keepdim=True)
+        psi = anchor.settle(found)
         variance = (units.shape[1] - 1) / (4 * each * len(settings) * (1 - noise).clamp(min=0.05))
-        return Reading(psi, lengths * variance.sqrt(), execution.circuits, execution.shots)
+        return Reading(psi, anchor.lengths * variance.sqrt(), execution.circuits, execution.shots)
 
 
 def settings_of(qubits: int, count: int | None = None) -> list[Setting]:
@@ -120,26 +112,6 @@ def with_hadamards(circuit: Circuit, qubits: Setting) -> Circuit:
     """The circuit followed by Hadamards, detached."""
     h = torch.tensor(FIXED_GATES["h"], dtype=torch.float64)
     return followed_by(circuit, [h if k in qubits else None for k in range(count_qubits(circuit))])
-
-
-def anchored(units: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit vectors t with |<t, u>| of at least 0.2, such that x = length * t - mixed * u.
-
-    Args:
-        units: unit vectors x, shape (B, N).
-        u: of norm 1, shape (1, N).
-
-    Returns:
-        t, shape (B, N), ``mixed`` and ``length``, shape (B,); t is x where that is far enough from orthogonal to u.
-    """
-    along = (units * u).sum(dim=1)
-    across = (1 - along**2).clamp(min=0).sqrt()
-    sign = torch.where(along < 0, -1.0, 1.0).to(units)
-    short = along.abs() < _ANCHOR
-    mixed = torch.where(short, sign * _ANCHOR / math.sqrt(1 - _ANCHOR**2) * across - along, torch.zeros_like(along))
-    moved = units + mixed[:, None] * u
-    lengths = torch.linalg.vector_norm(moved, dim=1)
-    return moved / lengths[:, None], mixed, lengths
 
 
 def solve_signs(counts: Tensor, confusion: Tensor | None, settings: Sequence[Setting]) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,8 @@ before the projection on positive matrices, which changes its top eigenvector li
 
 A density matrix is the same for psi and -psi, so a rule chooses the sign. "largest" makes the component of largest
 magnitude positive, which is wrong for about half of all vectors and must not precede a nonlinearity; it is what a
-reader of the density matrix alone can do. "known" compares with what the host knows of the input: the sign of <x, u>, u
-uniform, is that of <psi, Q u>. Run both to see what the lost sign costs.
+reader of the density matrix alone can do. "known" takes the sign from what the host knows of the input, see
+:class:`unbraid.quantum.reading.Anchor`. Run both to see what the lost sign costs.
 
 Legend: B vectors of N = 2^n entries; rho the density matrix.
 """
@@ -28,7 +28,7 @@ from unbraid.ground import progress
 from unbraid.ground.errors import ExecutionError, InvalidInputError, require_choice, require_extra
 from unbraid.quantum.encode import Encoding, encode
 from unbraid.quantum.execute import Executor, TorchExecutor, circuit_key, count_qubits, draw_seed
-from unbraid.quantum.reading import Reading, counts_of, followed_by, unfolded, uniform
+from unbraid.quantum.reading import Anchor, Reading, counts_of, followed_by, unfolded
 from unbraid.quantum.samplers import SamplerExecutor
 
 SIGNS = ("largest", "known")
@@ -47,8 +47,8 @@ class Tomography:
     """State tomography, and the top eigenvector of the density matrix (of its real part, for a real circuit).
 
     Attributes:
-        sign: "largest": the component of largest magnitude is made positive. "known": the sign of <x, u>, which the
-            host knows, decides.
+        sign: "largest": the component of largest magnitude is made positive. "known": the input decides, with a
+            little of a known vector mixed in where it does not.
         fitter: of the density matrix, "qiskit-experiments" | "inversion".
     """
 
@@ -81,10 +81,11 @@ class Tomography:
     ) -> Reading:
         """See :meth:`unbraid.quantum.reading.Readout.read`."""
         read = _by_inversion if self.fitter == "inversion" else _by_experiments
-        reading = read(circuit, units, shots, executor, generator, encoding)
-        if self.sign == "known":
-            return replace(reading, vectors=_with_known_phase(reading.vectors, units, circuit))
-        return reading
+        if self.sign == "largest":
+            return read(circuit, units, shots, executor, generator, encoding)
+        anchor = Anchor(circuit, units)
+        reading = read(circuit, anchor.states, shots, executor, generator, encoding)
+        return replace(reading, vectors=anchor.settle(reading.vectors), errors=anchor.lengths * reading.errors)
 
 
 def _by_experiments(
@@ -209,15 +210,6 @@ def invert(frequencies: Tensor) -> Tensor:
 def _projectors(turn: Tensor) -> Tensor:
     """|b><b| of both outcomes behind a rotation, shape (2, 2, 2)."""
     return turn.conj()[:, :, None] * turn[:, None, :]
-
-
-def _with_known_phase(vectors: Tensor, units: Tensor, circuit: Circuit) -> Tensor:
-    u = uniform(circuit, units.device)
-    image = circuit(u.to(circuit.dtype)).to(vectors.dtype)
-    seen = (image.conj() * vectors).sum(dim=1)
-    wanted = torch.where((units * u).sum(dim=1) < 0, -1.0, 1.0).to(units)
-    phase = torch.where(seen == 0, torch.ones_like(seen), seen / seen.abs().clamp(min=1e-300))
-    return vectors * (wanted * phase.conj())[:, None]
 
 
 def _fit(experiment: Any, data: Any) -> np.ndarray:
