@@ -6,7 +6,8 @@ Legend: N is the product of the wire dimensions (2^n for n qubits), d the dimens
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby, pairwise
 from math import prod
 from typing import Any
 
@@ -23,6 +24,10 @@ INITS = ("random", "identity", "near_identity")
 NEAR_IDENTITY_NOISE = 0.05
 # A multiplication by a gate against one within a product of large matrices, in time; measured at 8 to 12 qubits.
 _GATE_PRICE = 30
+# From so many entries of a batch on, neighbouring gates are applied as one of up to so many dimensions.
+_LONG = 2**10
+_LARGEST_GROUP = 16
+_CACHED = 2**15  # entries that stay in a core's cache from gate to gate
 
 
 class BatchNormReLU(nn.Module):
@@ -369,12 +374,44 @@ class Circuit(nn.Module):
         return _GATE_PRICE * sum(dims[step] for step in run) * (batch - n) > batch * n
 
     def _apply_gates(self, x: Tensor, run: list[int], matrices: list[Tensor]) -> Tensor:
-        gates = list(self.ansatz.gates())
         if self._blocks is not None and len(run) > 1:
             return self._apply_layers(x, run, matrices, self._blocks)
-        for step in run:
-            x = apply_gate(x, matrices[step], gates[step].wires, self.ansatz.wire_dims)
-        return x
+        grouped = list(self._grouped(x.numel(), run, matrices))
+        rows = max(1, torch.get_num_threads() * _CACHED // self.dimension) if x.device.type == "cpu" else len(x)
+        parts = []
+        for part in x.split(max(1, rows)):
+            for matrix, wires in grouped:
+                part = apply_gate(part, matrix, wires, self.ansatz.wire_dims)
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _grouped(
+        self, entries: int, run: list[int], matrices: list[Tensor]
+    ) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+        """Gates in their order; where vectors are long, neighbours of a layer as one gate of up to 16 dimensions.
+
+        A product with a larger matrix takes hardly longer than one with a small one: both wait for memory.
+        """
+        gates = list(self.ansatz.gates())
+        if entries < _LONG:
+            yield from ((matrices[step], gates[step].wires) for step in run)
+            return
+        layer_of = [number for number, layer in enumerate(self.ansatz.layers) for _ in layer]
+        for _, members in groupby(run, key=lambda step: layer_of[step]):
+            waiting: tuple[Tensor, tuple[int, ...]] | None = None
+            for step in sorted(members, key=lambda step: gates[step].wires):  # within a layer the order is free
+                matrix, wires = matrices[step], gates[step].wires
+                if waiting is not None:
+                    before, on = waiting
+                    follows = wires[0] == on[-1] + 1 and all(b == a + 1 for a, b in pairwise(on + wires))
+                    if follows and len(before) * len(matrix) <= _LARGEST_GROUP:
+                        dtype = torch.promote_types(before.dtype, matrix.dtype)
+                        waiting = torch.kron(before.to(dtype), matrix.to(dtype)), on + wires
+                        continue
+                    yield waiting
+                waiting = matrix, wires
+            if waiting is not None:
+                yield waiting
 
     def _apply_layers(self, x: Tensor, run: list[int], matrices: list[Tensor], blocks: list[Blocks]) -> Tensor:
         """Whole layers at once; ``run`` holds the gates of whole layers."""
