@@ -113,6 +113,11 @@ class Compiler:
         self._templates: dict[Hashable, Template] = {}
         self._layouts: dict[int, list[int]] = {}
 
+    @property
+    def largest(self) -> int:
+        """Two-qubit gates of the largest template."""
+        return max((template.two_qubit_gates for template in self._templates.values()), default=0)
+
     def program(self, preparation: QuantumCircuit, tail: QuantumCircuit, tail_key: Hashable, shots: int) -> Program:
         """A preparation followed by a tail that measures all its qubits; equal keys mean equal tails."""
         structure, angles = _structure(preparation)

@@ -211,6 +211,11 @@ class SamplerExecutor:
         tail.measure(range(qubits), range(qubits))
         return tail
 
+    @property
+    def two_qubit_gates(self) -> int:
+        """Of the largest circuit that was transpiled so far, preparation included."""
+        return self._compiler.largest
+
     def check_width(self, circuit: Circuit) -> int:
         """Number of qubits of ``circuit``.
 
