@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from unbraid.recipes import fig4, routes, table1, table2, tnn
+from unbraid.recipes import execution, fig4, routes, table1, table2, tnn
 from unbraid.recipes import reproduce as module
 from unbraid.recipes.reproduce import reproduce
 
@@ -194,3 +194,17 @@ def test_table2_tries_each_suspect_alone(tmp_path, monkeypatch):
         assert rows[f"{network}: tomography, sign of the largest entry"]["images"] == 1
     assert len(sections) == 2
     assert "The bundled 8x8 digits, not MNIST" in text
+
+
+def test_execution_on_noisy_devices(tmp_path, mnist_dir, monkeypatch):
+    small = execution.Settings(encoded=2, layers=((1,), (1,)), images=1, taught=1, shots=2_000)
+    ways = (execution.WAYS[2], execution.WAYS[6])
+    monkeypatch.setattr(execution, "WAYS", ways)
+    monkeypatch.setattr(execution, "DEVICES", ("fake_montreal",))
+    monkeypatch.setitem(module.RECIPES, "execution", dataclasses.replace(execution.RECIPE, quick=small))
+    content, sections, _ = made("execution", tmp_path, mnist_dir, 1)
+    assert [section.heading for section in sections] == ["Staircases", "fake_montreal"]
+    encodings, devices = content["rows"][:2], content["rows"][2:]
+    assert [row["cnots"] for row in encodings] == [9, 13]
+    assert [(row["circuits"], row["calibration"]) for row in devices] == [(7, 0), (18, 2)]
+    assert all(0 < row["mean"] < 2 for row in devices)

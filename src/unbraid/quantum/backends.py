@@ -19,11 +19,12 @@ def fake_backend(name: str) -> Any:
         InvalidInputError: if there is none of that name.
         MissingExtraError: if qiskit-ibm-runtime is not installed.
     """
-    provider = require_extra("qiskit_ibm_runtime.fake_provider", "ibm").FakeProviderForBackendV2()
-    names = sorted(backend.name for backend in provider.backends())
+    provider = require_extra("qiskit_ibm_runtime.fake_provider", "ibm")
+    kinds = {getattr(kind, "backend_name", None): kind for kind in vars(provider).values() if isinstance(kind, type)}
+    names = sorted(found for found in kinds if isinstance(found, str))
     if name not in names:
         raise InvalidInputError(f"There is no backend {name!r} to simulate; there are {', '.join(names)}.")
-    return provider.backend(name)
+    return kinds[name]()
 
 
 def _sampler_class(runtime: Any) -> Any:
