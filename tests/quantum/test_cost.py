@@ -7,6 +7,7 @@ import torch
 from qiskit import QuantumCircuit
 from qiskit.circuit.library import UnitaryGate
 from qiskit.providers.fake_provider import GenericBackendV2
+from qiskit_ibm_runtime.fake_provider import FakeMontrealV2
 from torch import nn
 
 from unbraid.circuits import Circuit, brickwall
@@ -15,9 +16,10 @@ from unbraid.ground.errors import InvalidInputError, MissingExtraError
 from unbraid.ground.random import stream
 from unbraid.quantum.convert import to_qiskit
 from unbraid.quantum.cost import (
+    MEASUREMENT,
     SECONDS_PER_JOB,
     SECONDS_PER_LAYER,
-    SECONDS_PER_SHOT,
+    WAIT,
     count_gates,
     estimate_cost,
     gate_counts,
@@ -106,7 +108,7 @@ def test_cost_of_the_reference_readout():
     assert cost.two_qubit_gates == 200 * 17 + 200 * 6
     assert (first.jobs, second.jobs, cost.jobs) == (1, 1, 2)
     assert cost.depth == first.depth > second.depth
-    expected = 2 * SECONDS_PER_JOB + 150_000 * SECONDS_PER_SHOT
+    expected = 2 * SECONDS_PER_JOB + 150_000 * (WAIT + MEASUREMENT)
     expected += (100_000 * first.depth + 50_000 * second.depth) * SECONDS_PER_LAYER
     assert cost.seconds == pytest.approx(expected)
     assert not first.transpiled
@@ -162,3 +164,23 @@ def test_models_without_quantum_layers_and_wrong_sizes_are_refused():
             estimate_cost(Layer(stage(2, 1)), samples)
     with pytest.raises(InvalidInputError, match="readout"):
         estimate_cost(Layer(stage(2, 1, "shadows")), 1)
+
+
+def test_seconds_are_those_that_the_backend_tells():
+    device = FakeMontrealV2()
+    told = estimate_cost(nn.Sequential(Layer(stage(3, 2, backend=device))), 10)
+    untold = estimate_cost(nn.Sequential(Layer(stage(3, 2, backend=GenericBackendV2(5, seed=0)))), 10)
+    wait = device.default_rep_delay * told.shots + SECONDS_PER_JOB * told.jobs
+    assert wait < told.seconds < 1.1 * wait
+    assert untold.seconds > SECONDS_PER_JOB * untold.jobs + WAIT * untold.shots
+    assert told.money is None
+
+
+def test_money_is_seconds_times_the_price():
+    model = nn.Sequential(Layer(stage(3, 1)))
+    cost = estimate_cost(model, 10, price_per_second=1.6)
+    assert cost.money == pytest.approx(1.6 * cost.seconds)
+    assert "cost" in cost.describe().splitlines()[-1]
+    for price in (-1, float("nan"), "x"):
+        with pytest.raises(InvalidInputError, match="price_per_second"):
+            estimate_cost(model, 10, price_per_second=price)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
-from qiskit import QuantumCircuit, transpile
+from qiskit import ClassicalRegister, QuantumCircuit, transpile
+from qiskit.exceptions import QiskitError
 from torch import nn
 
 from unbraid.circuits import Circuit
@@ -27,10 +29,11 @@ if TYPE_CHECKING:
 
 TRANSPILER_SEED = 0
 
-# A rough model of IBM's devices. The wait between shots, in which qubits relax to |0>, is by default 250 microseconds
-# and dwarfs the rest; Falcon processors (FakeMontreal) measure in 5.2 microseconds and take 0.44 for a CX, Heron ones
-# less.
-SECONDS_PER_SHOT = 255e-6
+# A rough model of IBM's devices, for backends that do not tell. The wait between shots, in which qubits relax to |0>,
+# is by default 250 microseconds and dwarfs the rest; Falcon processors measure in 5 microseconds and take 0.44 for a
+# CX, Heron ones less.
+WAIT = 250e-6
+MEASUREMENT = 5e-6
 SECONDS_PER_LAYER = 0.44e-6
 # Loading and starting a job; the order of magnitude of the smallest usage that is billed. Queues are not counted.
 SECONDS_PER_JOB = 2.0
@@ -106,6 +109,7 @@ class Cost:
         seconds: on a device, by the rough model of this module; without queueing and host time.
         stages: the same for every circuit of every layer, in the order in which they run.
         vectors_per_sample: vectors that each layer is taken to get from one sample.
+        money: ``seconds`` times a price a second, in its currency; None without a price.
     """
 
     samples: int
@@ -117,6 +121,7 @@ class Cost:
     seconds: float
     stages: tuple[StageCost, ...]
     vectors_per_sample: int = 1
+    money: float | None = None
 
     def describe(self) -> str:
         """A small table as text."""
@@ -153,9 +158,11 @@ class Cost:
         vectors = "" if self.vectors_per_sample == 1 else f" of {self.vectors_per_sample:,} vectors each"
         head = f"{self.samples:,} samples{vectors}: {self.two_qubit_gates:,} two-qubit gates in all ({counted})."
         foot = (
-            f"Jobs hold up to {TWO_QUBIT_GATES_PER_JOB:,} two-qubit gates and {SHOTS_PER_JOB:,} shots. Seconds are a "
-            "rough model of an IBM device, without queueing and host time."
+            f"Jobs hold up to {TWO_QUBIT_GATES_PER_JOB:,} two-qubit gates and {SHOTS_PER_JOB:,} shots. Seconds are an "
+            "estimate for a device, without queueing and host time."
         )
+        if self.money is not None:
+            foot += f" At the price given they cost {self.money:,.2f}."
         return "\n".join([head, *lines, foot])
 
 
@@ -210,7 +217,9 @@ def count_gates(
     }
 
 
-def estimate_cost(hybrid: nn.Module, n_samples: int, *, vectors_per_sample: int = 1) -> Cost:
+def estimate_cost(
+    hybrid: nn.Module, n_samples: int, *, vectors_per_sample: int = 1, price_per_second: float | None = None
+) -> Cost:
     """What running a hybrid network on ``n_samples`` vectors takes; nothing is run.
 
     Every stage (a linear circuit of a layer) is taken to act on ``vectors_per_sample`` vectors a sample: 1 for a plain
@@ -221,13 +230,19 @@ def estimate_cost(hybrid: nn.Module, n_samples: int, *, vectors_per_sample: int 
         hybrid: a model with :class:`~unbraid.QuantumLinear` layers.
         n_samples: inputs to run, at least 1.
         vectors_per_sample: vectors that each layer gets from one input.
+        price_per_second: of the device, in any currency; vendors publish it, backends do not tell it.
 
     Returns:
         A :class:`Cost`. "exact" counts one simulated circuit a vector, without shots, jobs and device time.
 
     Raises:
-        InvalidInputError: if there is nothing quantum in the model, or ``n_samples`` is no positive integer.
+        InvalidInputError: if there is nothing quantum in the model, ``n_samples`` is no positive integer, or the price
+            no number of at least 0.
     """
+    if price_per_second is not None and not (
+        isinstance(price_per_second, int | float) and 0 <= price_per_second < math.inf
+    ):
+        raise InvalidInputError(f"price_per_second must be a number of at least 0; got {price_per_second!r}.")
     for value, name in ((n_samples, "n_samples"), (vectors_per_sample, "vectors_per_sample")):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InvalidInputError(f"{name} must be a positive integer; got {value!r}.")
@@ -237,6 +252,7 @@ def estimate_cost(hybrid: nn.Module, n_samples: int, *, vectors_per_sample: int 
             "This model has no quantum layers. Make it a hybrid first: unbraid.to_quantum(model, executor)."
         )
     stages = tuple(_stage_cost(stage, n_samples * vectors_per_sample) for layer in layers for stage in layer.stages())
+    seconds = sum(stage.seconds for stage in stages)
     return Cost(
         samples=n_samples,
         circuits=sum(stage.circuits for stage in stages),
@@ -244,9 +260,10 @@ def estimate_cost(hybrid: nn.Module, n_samples: int, *, vectors_per_sample: int 
         two_qubit_gates=sum(stage.two_qubit_gates for stage in stages),
         depth=max((stage.depth for stage in stages), default=0),
         jobs=sum(stage.jobs for stage in stages),
-        seconds=sum(stage.seconds for stage in stages),
+        seconds=seconds,
         stages=stages,
         vectors_per_sample=vectors_per_sample,
+        money=None if price_per_second is None else price_per_second * seconds,
     )
 
 
@@ -261,14 +278,15 @@ def _quantum_layers(hybrid: nn.Module) -> Iterator[Any]:
 def _stage_cost(stage: Stage, n_samples: int) -> StageCost:
     n = num_qubits(stage.circuit.ansatz.wire_dims)
     backend = getattr(stage.executor, "backend", None)
-    counts = gate_counts(_stage_circuit(stage, n, backend))
+    circuit = _stage_circuit(stage, n, backend)
+    counts = gate_counts(circuit)
     factors = getattr(stage.executor, "noise_factors", (1,))
     circuits = n_samples * stage.readout.circuits(n) * len(factors)
     shots = n_samples * stage.readout.shots(stage.shots, n)
     mean_gates = counts["two_qubit"] * sum(factors) / len(factors)  # every two-qubit gate is repeated
     limits = getattr(stage.executor, "limits", Limits(circuits=circuits))
     jobs = _jobs(circuits, math.ceil(mean_gates), shots, limits) if shots else 0
-    seconds = jobs * SECONDS_PER_JOB + shots * (SECONDS_PER_SHOT + counts["depth"] * SECONDS_PER_LAYER)
+    seconds = jobs * SECONDS_PER_JOB + shots * _seconds_per_shot(circuit, counts["depth"], backend)
     return StageCost(
         name=stage.name,
         qubits=n,
@@ -282,6 +300,20 @@ def _stage_cost(stage: Stage, n_samples: int) -> StageCost:
         seconds=seconds,
         transpiled=backend is not None,
     )
+
+
+def _seconds_per_shot(circuit: QuantumCircuit, depth: int, backend: Any) -> float:
+    """By the backend's own durations and its wait between shots, where it tells them; by the rough model elsewhere."""
+    modelled = MEASUREMENT + depth * SECONDS_PER_LAYER
+    wait = getattr(backend, "default_rep_delay", None)
+    if backend is not None:
+        measured = circuit.copy()
+        active = {circuit.find_bit(qubit).index for item in circuit.data for qubit in item.qubits}
+        measured.add_register(ClassicalRegister(len(active)))
+        measured.measure(sorted(active), range(len(active)))
+        with suppress(QiskitError):  # a device that does not tell how long its gates take
+            modelled = measured.estimate_duration(backend.target, unit="s")
+    return modelled + (WAIT if wait is None else wait)
 
 
 def _stage_circuit(stage: Stage, n: int, backend: Any) -> QuantumCircuit:
