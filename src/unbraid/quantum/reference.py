@@ -4,9 +4,9 @@ Instead of x the circuit Q gets c x + s r and c x - s r, normalised, with a refe
 knows. With a = c psi, outcome b has the probabilities (a_b + w_b)^2 / nu+^2 and (a_b - w_b)^2 / nu-^2: their sum tells
 the magnitude of a_b, their difference its sign relative to w_b.
 
-For exact preparation r = Q^T u, so that w has equal entries, which serves all signs alike. Staircases prepare
-c x +- s r better if r itself is little entangled: there r = u, a product state, and w = s Q u is computed once a
-circuit.
+r = Q^T u, so that w has equal entries, which serves all signs alike. It is little entangled where the circuit is
+shallow, so staircases prepare c x +- s r nearly as well as x. A product state r would be prepared better still, but its image w
+has small entries, where signs are lost.
 
 Small s leaves more shots to the signal, but signs are lost where w_b is no larger than the resolution
 1 / (2 sqrt(S)) of an amplitude; so s follows from the number of shots.
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from unbraid.circuits import Circuit
 from unbraid.ground.errors import InvalidInputError
-from unbraid.quantum.encode import Amplitude, Encoding, encode
+from unbraid.quantum.encode import Encoding, encode
 from unbraid.quantum.execute import Executor
 from unbraid.quantum.reading import Reading, apply_transposed, counts_of, unfolded, uniform
 
@@ -77,16 +77,12 @@ class Reference:
             )
         share = self.share or reference_share(shots, circuit.dimension)
         u = uniform(circuit, units.device)
-        if isinstance(encoding, Amplitude):
-            r, image = apply_transposed(circuit, u), u
-        else:
-            r, image = u, circuit(u.to(circuit.dtype)).double()
-        states, squares = reference_states(units, r, share)
+        states, squares = reference_states(units, apply_transposed(circuit, u), share)
         each = max(1, shots // 2)  # some services want equal numbers within a job
         encoded = encode(states.flatten(0, 1), encoding)
         execution = executor.run(circuit, encoded, each, generator=generator)
         plus, minus = unfolded(*counts_of(execution, executor, units.device)).chunk(2)
-        vectors, errors = solve_reference(plus, minus, each / squares, math.sqrt(share) * image, 1 - share)
+        vectors, errors = solve_reference(plus, minus, each / squares, math.sqrt(share) * u, 1 - share)
         return Reading(vectors, errors, execution.circuits, execution.shots)
 
 
