@@ -5,8 +5,8 @@ knows. With a = c psi, outcome b has the probabilities (a_b + w_b)^2 / nu+^2 and
 the magnitude of a_b, their difference its sign relative to w_b.
 
 r = Q^T u, so that w has equal entries, which serves all signs alike. It is little entangled where the circuit is
-shallow, so staircases prepare c x +- s r nearly as well as x. A product state r would be prepared better still, but its image w
-has small entries, where signs are lost.
+shallow, so staircases prepare c x +- s r nearly as well as x. A product state r would be prepared better still, but its
+image w has small entries, where signs are lost.
 
 Small s leaves more shots to the signal, but signs are lost where w_b is no larger than the resolution
 1 / (2 sqrt(S)) of an amplitude; so s follows from the number of shots.
