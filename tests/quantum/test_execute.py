@@ -280,3 +280,11 @@ def test_counts_are_integers_in_our_index_order(qubits: int, index: int) -> None
     assert counts is not None
     assert counts.dtype == torch.int64
     assert torch.equal(counts, 7 * x.long())
+
+
+@pytest.mark.parametrize("method", ["statevector", "matrix_product_state", "density_matrix"])
+def test_methods_of_aer_agree(method: str) -> None:
+    circuit, x = lopsided(), units(2, 8)
+    counts = AerExecutor(method=method).run(circuit, x, 20_000).counts
+    assert counts is not None
+    assert_same_law(counts, circuit(x).detach() ** 2)
