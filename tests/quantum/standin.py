@@ -14,6 +14,9 @@ class Job:
     def job_id(self):
         return self.name
 
+    def status(self):
+        return self.service.status
+
     def result(self):
         self.service.collected += 1
         fault = self.service.result_faults.pop(0) if self.service.result_faults else None
@@ -32,6 +35,7 @@ class Service:
         self.jobs = {}
         self.circuits = 0
         self.collected = 0
+        self.status = "ERROR"  # of jobs whose result raises
         self.submit_faults = []
         self.result_faults = []
         self.fetch_faults = []

@@ -25,6 +25,7 @@ from unbraid.quantum.cost import (
     gate_counts,
 )
 from unbraid.quantum.readout import readout_of
+from unbraid.quantum.samplers import AerExecutor
 
 
 class Layer(nn.Module):
@@ -184,3 +185,12 @@ def test_money_is_seconds_times_the_price():
     for price in (-1, float("nan"), "x"):
         with pytest.raises(InvalidInputError, match="price_per_second"):
             estimate_cost(model, 10, price_per_second=price)
+
+
+def test_calibration_is_counted_once_an_executor():
+    pytest.importorskip("qiskit_aer")
+    first, second = stage(3, 1), stage(2, 1)
+    first.executor = second.executor = AerExecutor(mitigate_readout=True)
+    cost = estimate_cost(nn.Sequential(Layer(first, second)), 5)
+    assert [each.name for each in cost.stages].count("readout calibration") == 1
+    assert (cost.circuits, cost.shots) == (2 * 5 * 2 + 2, 2 * 5 * 1000 + 200_000)

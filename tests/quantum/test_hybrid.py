@@ -337,3 +337,23 @@ def test_wrong_centers_are_refused() -> None:
     for center in (3, torch.zeros(0, 8), torch.full((2, 8), float("nan"))):
         with pytest.raises(InvalidInputError, match="center"):
             to_quantum(disentangled(8, 4), center=center)
+
+
+@pytest.mark.parametrize("join", [False, True])
+def test_shifted_parameters_count_the_image_of_the_center(join) -> None:
+    model = two_in_a_row()[:3].double() if join else nn.Sequential(disentangled(4, 4)).double()
+    x = (data(3, 8) if join else data(3, 4)).double() + 1
+    gradients = []
+    for options in ({"readout": "exact"}, {"shots": 4_000_000, "gradient": "parameter-shift"}):
+        hybrid = to_quantum(model.eval(), center=x, join=join, **options)
+        hybrid(x).square().sum().backward()
+        found = [parameter.grad.flatten() for name, parameter in hybrid.named_parameters() if "generators" in name]
+        gradients.append(torch.cat(found))
+    assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 0.05
+
+
+def test_nan_is_refused_by_exact_hybrids_too() -> None:
+    x = data(2, 8)
+    x[0, 0] = float("nan")
+    with pytest.raises(InvalidInputError, match="finite"):
+        to_quantum(disentangled(8, 4), readout="exact")(x)

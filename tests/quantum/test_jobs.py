@@ -1,11 +1,13 @@
 """Jobs: packed within limits, tried again, kept and found again; nothing is paid for twice."""
 
+import copy
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import numpy as np
@@ -153,7 +155,7 @@ def test_a_slow_job_times_out_and_is_collected_later(tmp_path):
     service, x = Service(), units(2)
     service.result_faults = [5.0]
     with pytest.raises(ExecutionError, match=r"job-0 of Sampler has not ended after 0.1 seconds.*run again to collect"):
-        executor(service, store=tmp_path / "store", timeout=0.1).run(circuit(), x, 100)
+        executor(service, store=tmp_path / "store", timeout=0.1, retrieve=service.job).run(circuit(), x, 100)
     executor(service, store=tmp_path / "store", retrieve=service.job).run(circuit(), x, 100)
     assert service.circuits == 2
 
@@ -295,3 +297,47 @@ def test_mitigation_removes_the_error_of_misread_qubits(readout):
         for run in (AerExecutor(model), AerExecutor(model, mitigate_readout=True))
     ]
     assert errors[1] < 0.02 < 0.04 < errors[0]
+
+
+def test_a_store_does_not_mix_up_simulations(tmp_path):
+    noise = pytest.importorskip("qiskit_aer.noise")
+    models = []
+    for strength in (0.001, 0.3):
+        models.append(noise.NoiseModel())
+        models[-1].add_all_qubit_quantum_error(noise.depolarizing_error(strength, 2), ["cx"])
+    kept = [AerExecutor(model, store=tmp_path / "store").run(circuit(), units(2), 4000).counts for model in models]
+    fresh = AerExecutor(models[1]).run(circuit(), units(2), 4000).counts
+    assert torch.equal(kept[1], fresh)
+    assert not torch.equal(kept[0], kept[1])
+    with_other_method = AerExecutor(method="matrix_product_state", store=tmp_path / "store")
+    before = len(ResultsStore(tmp_path / "store"))
+    with_other_method.run(circuit(), units(2), 4000)
+    assert len(ResultsStore(tmp_path / "store")) == before + 2
+
+
+def test_a_job_that_runs_on_is_asked_again_not_paid_again(tmp_path):
+    service, x = Service(), units(2)
+    service.status = "RUNNING"
+    service.result_faults = [ConnectionError("no route")] * 2
+    executor(service, store=tmp_path / "store", retrieve=service.job).run(circuit(), x, 100)
+    assert service.circuits == 2
+    service.result_faults = [ConnectionError("no route")] * 9
+    with pytest.raises(ExecutionError, match="no route"):
+        executor(service, store=tmp_path / "store", retrieve=service.job).run(circuit(4), x, 100)
+    assert list(ResultsStore(tmp_path / "store").pending()) == ["job-1"]
+    service.result_faults = []
+    executor(service, store=tmp_path / "store", retrieve=service.job).run(circuit(4), x, 100)
+    assert service.circuits == 4
+
+
+def test_a_store_is_one_for_copies_and_threads(tmp_path):
+    store = ResultsStore(tmp_path / "store")
+    assert copy.deepcopy(store) is store
+    found = []
+    thread = threading.Thread(target=lambda: found.append(len(store)))
+    thread.start()
+    thread.join()
+    assert found == [0]
+    store.close()
+    with pytest.raises(InvalidInputError, match="closed"):
+        store.get(["a"])

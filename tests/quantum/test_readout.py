@@ -79,8 +79,8 @@ def test_inputs_along_the_reference_are_no_trouble() -> None:
     circuit = haar_circuit(4)
     uniform = torch.full((1, 16), 0.25, dtype=torch.float64)
     r = apply_transposed(circuit, uniform).detach()
-    for x in (r, -r):
-        read = read_out(circuit, x, shots=100_000, generator=generator())
+    for x, readout in ((r, "reference"), (-r, "reference"), (r, Reference(0.5)), (-r, Reference(0.5))):
+        read = read_out(circuit, x, readout=readout, shots=100_000, generator=generator())
         assert torch.allclose(read.vectors, circuit(x).detach(), atol=0.02)
 
 
@@ -318,3 +318,12 @@ def test_linear_inversion_agrees_with_the_fitter() -> None:
     first, second = (read_out(circuit, x, readout=way, shots=900_000, generator=generator()) for way in ways)
     assert float((first.vectors - second.vectors).norm() / second.vectors.norm()) < 0.01
     assert (first.circuits, first.shots) == (second.circuits, second.shots)
+
+
+@pytest.mark.parametrize("readout", ["reference", "signs", Tomography(fitter="inversion")])
+def test_nothing_to_read_is_no_trouble(readout: object) -> None:
+    for x in (torch.zeros(0, 8), torch.zeros(3, 8), torch.zeros(8)):
+        read = read_out(haar_circuit(3), x, readout=readout)
+        assert read.vectors.shape == x.shape
+        assert (read.circuits, read.shots) == (0, 0)
+        assert not read.vectors.any()

@@ -7,7 +7,7 @@ which.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -22,7 +22,7 @@ from unbraid.ground.errors import InvalidInputError, require_extra
 from unbraid.ground.random import stream
 from unbraid.quantum.convert import is_standard, num_qubits, to_qiskit, unrolled
 from unbraid.quantum.encode import encode
-from unbraid.quantum.jobs import SHOTS_PER_JOB, TWO_QUBIT_GATES_PER_JOB, Limits
+from unbraid.quantum.jobs import CALIBRATION_SHOTS, SHOTS_PER_JOB, TWO_QUBIT_GATES_PER_JOB, Limits
 
 if TYPE_CHECKING:
     from unbraid.quantum.hybrid import Stage
@@ -252,6 +252,7 @@ def estimate_cost(
             "This model has no quantum layers. Make it a hybrid first: unbraid.to_quantum(model, executor)."
         )
     stages = tuple(_stage_cost(stage, n_samples * vectors_per_sample) for layer in layers for stage in layer.stages())
+    stages += tuple(_calibrations(layers))
     seconds = sum(stage.seconds for stage in stages)
     return Cost(
         samples=n_samples,
@@ -273,6 +274,29 @@ def _quantum_layers(hybrid: nn.Module) -> Iterator[Any]:
         # Vision models have a ModuleList of that name, and modules are callable.
         if callable(stages) and not isinstance(stages, nn.Module):
             yield module
+
+
+def _calibrations(layers: Sequence[Any]) -> Iterator[StageCost]:
+    """What measuring how qubits are misread takes, once an executor."""
+    stages = [stage for layer in layers for stage in layer.stages()]
+    executors = {id(stage.executor): stage for stage in stages if getattr(stage.executor, "mitigate_readout", False)}
+    for stage in executors.values():
+        qubits = max(num_qubits(each.circuit.ansatz.wire_dims) for each in stages if each.executor is stage.executor)
+        shots = 2 * CALIBRATION_SHOTS
+        wait = getattr(getattr(stage.executor, "backend", None), "default_rep_delay", None) or WAIT
+        yield StageCost(
+            name="readout calibration",
+            qubits=qubits,
+            readout="calibration",
+            circuits=2,
+            shots=shots,
+            two_qubit_gates_per_circuit=0,
+            two_qubit_gates=0,
+            depth=1,
+            jobs=1,
+            seconds=SECONDS_PER_JOB + shots * (wait + MEASUREMENT),
+            transpiled=getattr(stage.executor, "backend", None) is not None,
+        )
 
 
 def _stage_cost(stage: Stage, n_samples: int) -> StageCost:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from unbraid.circuits import Circuit
+from unbraid.circuits.circuit import apply_gate
+from unbraid.circuits.gates import fixed_gate
 from unbraid.ground.errors import InvalidInputError
 
 Read = Callable[[Circuit, Tensor], Tensor]
@@ -42,6 +44,22 @@ def sampled(circuit: Circuit, placed: Placed, x: Tensor, read: Read, gradient: s
     matrices = [gate for gate, _ in placed if isinstance(gate, Tensor)]
     found: Tensor = _Sampled.apply(circuit, placed, read, gradient, x, *matrices)
     return found
+
+
+def apply_placed(circuit: Circuit, placed: Placed, x: Tensor) -> Tensor:
+    """What gates make of one vector, shape (N,), in torch; differentiable.
+
+    Args:
+        circuit: gives the wires.
+        placed: gates in the order in which they act.
+        x: shape (N,).
+    """
+    dims = circuit.ansatz.wire_dims
+    found = x[None]
+    for gate, wires in placed:
+        matrix = fixed_gate(gate, tuple(dims[wire] for wire in wires)).to(x) if isinstance(gate, str) else gate
+        found = apply_gate(found, matrix, wires, dims)
+    return found[0]
 
 
 class _Sampled(torch.autograd.Function):

@@ -24,7 +24,7 @@ from unbraid.nn.layers import DisentangledLinear
 from unbraid.nn.surgery import replace_modules
 from unbraid.quantum.encode import Encoding, encoding_of
 from unbraid.quantum.execute import Executor, TorchExecutor, count_qubits
-from unbraid.quantum.gradients import GRADIENTS, Placed, sampled
+from unbraid.quantum.gradients import GRADIENTS, Placed, apply_placed, sampled
 from unbraid.quantum.reading import Readout
 from unbraid.quantum.readout import Exact, read_out, readout_of, through_states
 from unbraid.quantum.samplers import SamplerExecutor
@@ -174,6 +174,7 @@ class QuantumLinear(nn.Module):
         """
         if x.shape[-1] != self.in_features:
             raise InvalidInputError(f"This layer takes {self.in_features} features; got shape {tuple(x.shape)}.")
+        require_finite(x, "x")
         generator = stream(self.seed, self.name, "call", self._calls)
         self._calls += 1
         first, *others = self._runs()
@@ -225,8 +226,8 @@ class QuantumLinear(nn.Module):
             if placed:
                 center = self._center(stage, x)
                 x = sampled(stage.circuit, placed, x - center, partial(self._read, generator=generator), self.gradient)
-                if stage.name in self.centers:  # the image of the center does not depend on the input
-                    x = x + stage.circuit(center)
+                if stage.name in self.centers:  # its image depends on the gates, but not on the input
+                    x = x + apply_placed(stage.circuit, placed, center)
             x = x if joint is None else joint(x)
         return x
 
@@ -255,7 +256,7 @@ class QuantumLinear(nn.Module):
 
     def _center(self, stage: Stage, x: Tensor) -> Tensor:
         found = self.centers.get(stage.name)
-        return x.new_zeros(x.shape[-1]) if found is None else found.to(x)
+        return x.new_zeros(x.shape[-1]) if found is None else found.to(x.device, x.dtype)
 
     @torch.no_grad()
     def find_centers(self, forward: Callable[[], object]) -> None:
@@ -341,7 +342,7 @@ def to_quantum(
         readout: "exact" | "reference" | "signs" | "tomography", or one with its settings; see
             :func:`unbraid.read_out`.
         shots: a vector and circuit of the network, over all circuits of its readout.
-        seed: of the samples.
+        seed: of the samples; that of the executor counts for runs outside of hybrids only.
         gradient: of sampled readouts, "none" | "parameter-shift"; see :class:`QuantumLinear`.
         join: where disentangled layers follow each other in a ``nn.Sequential`` with nothing between them, run the
             output circuit of one and the input circuit of the next as one: one encoding and one readout less.

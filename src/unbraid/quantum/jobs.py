@@ -24,6 +24,7 @@ from unbraid.quantum.store import Counts, ResultsStore
 TWO_QUBIT_GATES_PER_JOB = 10_000
 SHOTS_PER_JOB = 5_000_000
 CIRCUITS_PER_JOB = 100
+CALIBRATION_SHOTS = 100_000  # of each of the two circuits that tell how qubits are misread
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,9 @@ class JobRunner:
                 raise
             except Exception as error:  # whatever a foreign sampler raises
                 failure = error
-                if self.store is not None and name:
+                if job is not None and not _has_failed(job):
+                    fetched = job, name  # it may be well, and only the way to it is not: it is asked again
+                elif self.store is not None and name:
                     self.store.forget(name)
                 continue
             if len(results) != len(programs):
@@ -226,13 +229,23 @@ class JobRunner:
         thread.start()
         thread.join(self.patience.timeout)
         if thread.is_alive():
-            kept = "" if self.store is None else " It is noted in the store: run again to collect it."
+            kept = " It is noted in the store: run again to collect it."
+            kept = "" if self.store is None or self.retrieve is None else kept
             raise TimedOutError(
                 f"Job {name} of {self.name} has not ended after {self.patience.timeout:g} seconds.{kept}"
             )
         if "error" in outcome:
             raise outcome["error"]
         return outcome["result"]
+
+
+def _has_failed(job: Any) -> bool:
+    """Whether a job says so, or says nothing."""
+    try:
+        status = job.status()
+    except Exception:  # whatever a foreign job raises, or there is no such method
+        return not hasattr(job, "status")
+    return str(getattr(status, "name", status)).upper() in ("ERROR", "FAILED", "CANCELLED")
 
 
 def read_counts(result: Any, program: Program, size: int) -> Counts:

@@ -156,6 +156,7 @@ class Compiler:
     def _as_template(self, circuit: QuantumCircuit, content: str) -> Template:
         circuit.global_phase = 0  # counts do not see it, and it would carry parameters
         name = None if self.backend is None else getattr(self.backend, "name", repr(self.backend))
+        places = [[circuit.find_bit(qubit).index for qubit in item.qubits] for item in circuit.data]
         made_by = (qiskit.__version__, name, self.optimization_level, self.seed, self.basis_gates, self.one_layout)
         return Template(
             circuit,
@@ -163,7 +164,7 @@ class Compiler:
             tuple(parameter.index for parameter in circuit.parameters),
             circuit.num_nonlocal_gates(),
             measured_qubits(circuit),
-            hashlib.sha256(repr((made_by, content)).encode()).hexdigest(),
+            hashlib.sha256(repr((made_by, content, measured_qubits(circuit), places)).encode()).hexdigest(),
         )
 
 

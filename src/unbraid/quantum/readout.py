@@ -171,6 +171,9 @@ def read_out(
         scaled = flat[rows].double() / largest[rows, None]
         lengths = torch.linalg.vector_norm(scaled, dim=1)
         units, norms = scaled / lengths[:, None], largest[rows] * lengths
+        if not len(units):
+            kind = torch.promote_types(x.dtype, torch.complex64) if circuit.is_complex else x.dtype
+            return ReadOut(torch.zeros_like(x, dtype=kind), torch.zeros_like(x[..., 0]), 0, 0)
         read = chosen.read(circuit, units, shots, executor, generator, encoding)
         dtype = torch.promote_types(x.dtype, torch.complex64) if read.vectors.is_complex() else x.dtype
         vectors = torch.zeros(flat.shape, dtype=dtype, device=x.device)

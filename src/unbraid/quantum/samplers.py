@@ -8,9 +8,11 @@ Legend: B vectors of N = 2^n entries; counts are (B, N), or (M, B, N) of M circu
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,7 @@ from unbraid.quantum.execute import (
     draw_seed,
 )
 from unbraid.quantum.jobs import (
+    CALIBRATION_SHOTS,
     CIRCUITS_PER_JOB,
     SHOTS_PER_JOB,
     TWO_QUBIT_GATES_PER_JOB,
@@ -47,7 +50,6 @@ from unbraid.quantum.reading import unfolded
 from unbraid.quantum.store import ResultsStore
 
 PLAIN_BASIS = ("u", "cx")
-CALIBRATION_SHOTS = 100_000
 
 Programs = Sequence[tuple[QuantumCircuit, QuantumCircuit, Hashable]]
 
@@ -270,7 +272,10 @@ class SamplerExecutor:
 
     def _submission(self, generator: torch.Generator | None) -> tuple[Callable[[list[Any], int], Any], str]:
         """What submits a job, and what tells its results from those of other runs of the same circuits."""
-        return lambda pubs, number: self.sampler.run(pubs), ""
+        options = getattr(self.sampler, "options", None)
+        told = repr(options) if is_dataclass(options) else ""
+        kind = type(self.sampler)
+        return lambda pubs, number: self.sampler.run(pubs), f"{kind.__module__}.{kind.__qualname__} {told}"
 
     def learn(
         self,
@@ -413,6 +418,8 @@ class AerExecutor(SamplerExecutor):
         self._simulator = aer.AerSimulator(method=method, **noise)
         self._sampler_class = primitives.SamplerV2
         self.noise_model = noise_model
+        noise_key = "" if noise_model is None else repr(noise_model.to_dict(serializable=True))
+        self._simulation = hashlib.sha256(f"{method} {noise_key}".encode()).hexdigest()
         self._calls = 0
         super().__init__(
             primitives.SamplerV2.from_backend(self._simulator),
@@ -433,7 +440,7 @@ class AerExecutor(SamplerExecutor):
         def submit(pubs: list[Any], number: int) -> Any:
             return _AerJob(self._sampler_class, self._simulator, pubs, stream_seed(base, "job", number))
 
-        return submit, str(base)
+        return submit, f"{base} {self._simulation}"
 
 
 class _AerJob:

@@ -49,7 +49,7 @@ class ResultsStore:
         if self.path.is_dir() or not self.path.absolute().parent.is_dir():
             raise InvalidInputError(f"A results store must be a file in a folder that exists; got {os.fspath(path)!r}.")
         with self._guarded():
-            self._file = sqlite3.connect(self.path, timeout=lock_seconds, isolation_level=None)
+            self._file = sqlite3.connect(self.path, timeout=lock_seconds, isolation_level=None, check_same_thread=False)
             self._file.execute("PRAGMA synchronous = FULL")
             tables = {name for (name,) in self._file.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if not tables:
@@ -68,6 +68,9 @@ class ResultsStore:
     def __len__(self) -> int:
         with self._guarded():
             return int(self._file.execute("SELECT COUNT(*) FROM results").fetchone()[0])
+
+    def __deepcopy__(self, memo: object) -> ResultsStore:
+        return self  # the file is one, whatever holds it
 
     def close(self) -> None:
         """Let go of the file."""
@@ -179,7 +182,9 @@ class ResultsStore:
             raise OutputError(
                 f"The results store {self.path} cannot be used: {text}. Check space and rights."
             ) from error
-        except (sqlite3.DatabaseError, ValueError) as error:
+        except sqlite3.ProgrammingError as error:  # closed
+            raise InvalidInputError(f"The results store {self.path} cannot be used: {error}") from error
+        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
             raise self._damaged(str(error)) from error
 
     def _damaged(self, text: str) -> FileFormatError:
