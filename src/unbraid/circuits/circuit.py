@@ -27,6 +27,7 @@ _GATE_PRICE = 30
 # From so many entries of a batch on, neighbouring gates are applied as one of up to so many dimensions.
 _LONG = 2**10
 _LARGEST_GROUP = 16
+_WIDEST = 64
 _CACHED = 2**15  # entries that stay in a core's cache from gate to gate
 
 
@@ -376,7 +377,7 @@ class Circuit(nn.Module):
     def _apply_gates(self, x: Tensor, run: list[int], matrices: list[Tensor]) -> Tensor:
         if self._blocks is not None and len(run) > 1:
             return self._apply_layers(x, run, matrices, self._blocks)
-        grouped = list(self._grouped(x.numel(), run, matrices))
+        grouped = [self._to_the_end(*gate, x) for gate in self._grouped(x.numel(), run, matrices)]
         rows = max(1, torch.get_num_threads() * _CACHED // self.dimension) if x.device.type == "cpu" else len(x)
         parts = []
         for part in x.split(max(1, rows)):
@@ -412,6 +413,15 @@ class Circuit(nn.Module):
                 waiting = matrix, wires
             if waiting is not None:
                 yield waiting
+
+    def _to_the_end(self, matrix: Tensor, wires: tuple[int, ...], x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """A gate near the last wire, widened to it where vectors are long: one product instead of many tiny ones."""
+        rest = range(wires[-1] + 1, len(self.ansatz.wire_dims))
+        size = prod(self.ansatz.wire_dims[wire] for wire in rest)
+        neighbours = all(b == a + 1 for a, b in pairwise(wires))
+        if x.numel() < _LONG or x.device.type != "cpu" or size == 1 or not neighbours or len(matrix) * size > _WIDEST:
+            return matrix, wires
+        return torch.kron(matrix, torch.eye(size, dtype=matrix.dtype)), (*wires, *rest)
 
     def _apply_layers(self, x: Tensor, run: list[int], matrices: list[Tensor], blocks: list[Blocks]) -> Tensor:
         """Whole layers at once; ``run`` holds the gates of whole layers."""
