@@ -8,6 +8,7 @@ from unbraid.circuits import Circuit, brickwall, parse_ansatz
 from unbraid.ground.errors import ExecutionError, InvalidInputError
 from unbraid.nn.layers import DisentangledLinear
 from unbraid.quantum.cost import estimate_cost
+from unbraid.quantum.encode import MPSEncoding, encode
 from unbraid.quantum.execute import TorchExecutor
 from unbraid.quantum.hybrid import QuantumLinear, merged, to_quantum
 from unbraid.quantum.samplers import AerExecutor, SamplerExecutor
@@ -357,3 +358,14 @@ def test_nan_is_refused_by_exact_hybrids_too() -> None:
     x[0, 0] = float("nan")
     with pytest.raises(InvalidInputError, match="finite"):
         to_quantum(disentangled(8, 4), readout="exact")(x)
+
+
+def test_joined_circuits_are_prepared_once_even_if_the_first_has_no_gates() -> None:
+    first, second = disentangled(16, 16, depth=0), disentangled(16, 16)
+    model, x = nn.Sequential(first, second).eval(), data(4, 16)
+    joined = to_quantum(model, readout="exact", encoding=MPSEncoding(layers=1, sweeps=0), join=True)
+    encoded = encode(first.core.apply(x), MPSEncoding(layers=1, sweeps=0))
+    between = second.input_circuit(encoded.norm[:, None] * encoded.vectors) + second.input_circuit(first.bias)
+    encoded = encode(second.core.apply(between), MPSEncoding(layers=1, sweeps=0))
+    expected = second.output_circuit(encoded.norm[:, None] * encoded.vectors) + second.bias
+    torch.testing.assert_close(joined(x), expected, atol=1e-4, rtol=1e-4)

@@ -171,7 +171,8 @@ def encode(
 
     Returns:
         States of n = ceil(log2(m)) qubits, in the dtype and on the device of ``x``; differentiable. The derivative of
-        "mps" is that of converged gates, see :class:`unbraid.quantum.staircase.Preparation`.
+        "mps" is that of converged gates, which the default sweeps do not always reach, see
+        :class:`unbraid.quantum.staircase.Preparation`.
 
     Raises:
         InvalidInputError: if ``x`` is complex, empty, NaN or infinite, the encoding is unknown, or a setting is out of

@@ -214,12 +214,14 @@ class QuantumLinear(nn.Module):
         segments = self._segments(run)
         if isinstance(self.readout, Exact):
             self.spent.circuits += x.shape[:-1].numel() * sum(bool(placed) for _, placed in segments)
-            first, *others = run.circuits
-            # segments are detached copies; these keep the gradients of the gates
-            prepare = iter([partial(self._prepared, stage) for stage, placed in segments if placed])
-            x = first(x, prepare=lambda given: next(prepare)(given))
-            for circuit in others:
-                x = circuit(x)
+            # segments are detached copies; the circuits keep the gradients of the gates
+            prepare = [partial(self._prepared, stage) for stage, placed in segments if placed]
+            if len(run.circuits) == 1:
+                left = iter(prepare)
+                return run.circuits[0](x, prepare=lambda given: next(left)(given))
+            steps: list[Callable[[Tensor], Tensor]] = [*prepare, *run.circuits]  # joined circuits have one segment
+            for step in steps:
+                x = step(x)
             return x
         joints = [*run.circuits[0].joint_modules(), None]
         for (stage, placed), joint in zip(segments, joints, strict=True):

@@ -6,8 +6,8 @@ with everything after it, and so only changes signs of the state that the rest h
 Ry(pi/2) and Ry(-pi/2) on its target, which merge with the rotations around them. In all 2^n - n - 1 CX, the same for
 every state.
 
-Qiskit's ``StatePreparation`` takes as many, but is some sixty times slower and refuses some states with entries between
-1e-10 and 1e-5 of the largest ("Input matrix is not unitary").
+Qiskit's ``StatePreparation`` takes as many, but is much slower and refuses some states with entries between 1e-10 and
+1e-5 of the largest ("Input matrix is not unitary").
 
 Source: M. Mottonen, J. Vartiainen, V. Bergholm, M. Salomaa, arXiv:quant-ph/0407010.
 """

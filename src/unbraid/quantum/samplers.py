@@ -253,10 +253,6 @@ class SamplerExecutor:
             return np.zeros((0, 0), dtype=np.int64), ()
         return self._counts(self._programs(programs, shots), 2 ** programs[0][1].num_qubits, generator)
 
-    def transpile(self, circuit: QuantumCircuit) -> QuantumCircuit:
-        """``circuit`` as it would run: for the backend, or in ``basis_gates`` where there is none."""
-        return self._compiler.transpile(circuit)
-
     def _programs(self, programs: Programs, shots: Sequence[int]) -> list[Program]:
         return [
             self._compiler.program(preparation, tail, key, number)

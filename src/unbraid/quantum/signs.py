@@ -40,6 +40,8 @@ _FIRST_NOISE = 0.02
 class Signs:
     """Z on all qubits, and one Hadamard a circuit; for real circuits.
 
+    The error that it states is that of magnitudes: a wrong sign, likely with few shots or many zeros, is not in it.
+
     Attributes:
         settings: circuits a vector, from n + 1 (one Hadamard each) to 2 n + 2 (then all qubits, then all but one); None
             for n + 1. More of them average gate noise better; by shot noise alone they gain little.

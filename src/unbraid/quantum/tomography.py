@@ -1,7 +1,7 @@
 """State tomography: 3^n circuits a vector, and no global sign.
 
 The density matrix is fitted by qiskit-experiments, as in the paper, or by linear inversion in torch: the same estimate
-before the projection on positive matrices, which changes its top eigenvector little, and hundreds of times faster.
+before the projection on positive matrices, which changes its top eigenvector little, and much faster.
 
 A density matrix is the same for psi and -psi, so a rule chooses the sign. "largest" makes the component of largest
 magnitude positive, which is wrong for about half of all vectors and must not precede a nonlinearity; it is what a
