@@ -19,6 +19,7 @@ class Job:
 
     def result(self):
         self.service.collected += 1
+        self.service.on_result()
         fault = self.service.result_faults.pop(0) if self.service.result_faults else None
         if isinstance(fault, float):
             time.sleep(fault)
@@ -39,6 +40,8 @@ class Service:
         self.submit_faults = []
         self.result_faults = []
         self.fetch_faults = []
+        self.on_submit = self.on_result = lambda: None
+        self.most_shots = None
 
     def job(self, name):
         if self.fetch_faults:
@@ -64,5 +67,8 @@ class Sampler:
                 raise fault
         service.circuits += len(pubs)
         name = f"job-{len(service.jobs)}"
+        if service.most_shots is not None:
+            pubs = [(*pub[:-1], min(pub[-1], service.most_shots)) for pub in pubs]
         service.jobs[name] = Job(service, name, self.inner.run(list(pubs), shots=shots))
+        service.on_submit()
         return service.jobs[name]

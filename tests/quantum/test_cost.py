@@ -14,6 +14,7 @@ from unbraid.circuits import Circuit, brickwall
 from unbraid.circuits.gates import haar
 from unbraid.ground.errors import InvalidInputError, MissingExtraError
 from unbraid.ground.random import stream
+from unbraid.nn.surgery import disentangle_layers, tensorize
 from unbraid.quantum.convert import to_qiskit
 from unbraid.quantum.cost import (
     MEASUREMENT,
@@ -24,8 +25,10 @@ from unbraid.quantum.cost import (
     estimate_cost,
     gate_counts,
 )
+from unbraid.quantum.hybrid import QuantumLinear, to_quantum
 from unbraid.quantum.readout import readout_of
 from unbraid.quantum.samplers import AerExecutor
+from unbraid.quantum.tomography import Tomography
 
 
 class Layer(nn.Module):
@@ -41,7 +44,13 @@ def stage(n, depth, readout="reference", shots=1000, backend=None, name="fc.inpu
     circuit = Circuit(brickwall(n, depth), init="random", dtype=torch.float64)
     executor = SimpleNamespace(backend=backend)
     return SimpleNamespace(
-        name=name, circuit=circuit, readout=readout_of(readout), shots=shots, encoding="amplitude", executor=executor
+        name=name,
+        circuit=circuit,
+        readout=readout_of(readout),
+        shots=shots,
+        encoding="amplitude",
+        executor=executor,
+        shifted=0,
     )
 
 
@@ -141,6 +150,72 @@ def test_cost_on_a_backend_is_transpiled():
     assert routed.depth > plain.depth
     assert "transpiled to the backend" in routed.describe()
     assert "all qubits connected" in plain.describe()
+
+
+@pytest.mark.parametrize("readout", ["reference", "signs", "tomography"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"noise_factors": (1, 3)}, {"noise_factors": (1, 3, 5)}, {"mitigate_readout": True}],
+    ids=["plain", "two factors", "three factors", "mitigated"],
+)
+@pytest.mark.parametrize("shots", [20, 999])
+def test_the_estimate_is_what_a_run_takes(readout, options, shots):
+    """Circuits, shots and jobs, at limits that bind."""
+    layer = disentangle_layers(tensorize(nn.Linear(4, 4), "all-linear", max_bond=2, sites="qubits"), "all-linear", 1)
+    run = AerExecutor(max_circuits=7, max_two_qubit_gates=40, max_shots=400, **options)
+    hybrid = to_quantum(layer, run, readout=Tomography(fitter="inversion") if readout == "tomography" else readout)
+    for module in hybrid.modules():
+        if isinstance(module, QuantumLinear):
+            module.shots = shots
+    cost = estimate_cost(hybrid, 3)
+    seen = []
+    submission = run._submission
+
+    def watched(generator):
+        submit, salt = submission(generator)
+
+        def one(pubs, number):
+            seen.append(
+                [
+                    (
+                        sum(
+                            gate.operation.num_qubits == 2 and gate.operation.name != "barrier" for gate in pub[0].data
+                        ),
+                        pub[2],
+                    )
+                    for pub in pubs
+                ]
+            )
+            return submit(pubs, number)
+
+        return one, salt
+
+    run._submission = watched
+    hybrid(torch.randn(3, 4))
+    pubs = [pub for job in seen for pub in job]
+    assert (cost.jobs, cost.circuits) == (len(seen), len(pubs))
+    assert cost.shots == sum(shots for _, shots in pubs)
+    assert cost.two_qubit_gates == sum(gates for gates, _ in pubs)
+
+
+def test_a_backward_pass_is_estimated_when_asked_for():
+    layer = disentangle_layers(tensorize(nn.Linear(4, 4), "all-linear", max_bond=2, sites="qubits"), "all-linear", 1)
+    run = AerExecutor()
+    hybrid = to_quantum(layer, run, shots=100, gradient="parameter-shift")
+    forward, both = (estimate_cost(hybrid, 3, backward=backward) for backward in (False, True))
+    assert [stage.name for stage in both.stages] == [
+        "layer.input",
+        "layer.output",
+        "layer.input (gradient)",
+        "layer.output (gradient)",
+    ]
+    x = torch.randn(3, 4, requires_grad=True)
+    hybrid(x).square().sum().backward()
+    assert (both.circuits, both.shots) == (hybrid.spent.circuits, hybrid.spent.shots)
+    # one SO(4) a circuit: 6 angles
+    assert both.circuits == (1 + 2 * 6 + 1) * forward.circuits
+    with pytest.raises(InvalidInputError, match="parameter-shift"):
+        estimate_cost(to_quantum(layer, run), 3, backward=True)
 
 
 def test_the_description_has_a_row_a_stage_and_a_total():

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from qiskit import QuantumCircuit
+from qiskit.providers.fake_provider import GenericBackendV2
 
 from tests.quantum.standin import TOKEN, Service
 from unbraid.circuits import Circuit, brickwall
@@ -82,13 +83,15 @@ def test_what_was_measured_is_not_measured_again(tmp_path):
     assert len(ResultsStore(tmp_path / "store")) == 15
 
 
-def test_equal_circuits_run_once_with_a_store(tmp_path):
-    service, x = Service(), units(1).repeat(4, 1)
-    counts = executor(service, store=tmp_path / "store").run(circuit(), x, 50).counts
-    assert service.circuits == 1
-    assert bool((counts == counts[0]).all())
-    executor(service).run(circuit(), x, 50)
-    assert service.circuits == 5
+@pytest.mark.parametrize("kept", [False, True])
+def test_equal_circuits_run_once(tmp_path, kept):
+    service, x = Service(), units(2)[[0, 1, 0, 0]]
+    options = {"store": tmp_path / "store"} if kept else {}
+    counts = executor(service, **options).run([circuit(), circuit(4), circuit()], x, 50).counts
+    assert service.circuits == 4
+    assert torch.equal(counts[:, 0], counts[:, 2])
+    assert torch.equal(counts[0], counts[2])
+    assert not torch.equal(counts[0], counts[1])
 
 
 def test_a_failed_job_is_tried_again_and_others_are_not(tmp_path):
@@ -135,6 +138,111 @@ def test_a_job_that_outlives_its_process_is_collected_not_submitted_again(tmp_pa
     assert service.circuits == 2
     assert bool((counts.sum(dim=1) == 100).all())
     assert ResultsStore(tmp_path / "store").pending() == {}
+
+
+@pytest.mark.parametrize(("count", "packed"), [(5, 3), (3, 2), (4, 100), (1, 2)])
+def test_jobs_that_were_packed_otherwise_are_collected_too(tmp_path, count, packed):
+    service, x = Service(), units(5)
+    service.result_faults = [None, KeyboardInterrupt()]
+    with pytest.raises(KeyboardInterrupt):
+        executor(service, store=tmp_path / "store").run(circuit(), x, 100)
+    store = ResultsStore(tmp_path / "store")
+    assert (len(store), list(store.pending())) == (2, ["job-1"])
+    run = executor(service, store=store, retrieve=service.job, max_circuits=packed)
+    # the first two are there; the job holds the third and the fourth, and all of it is kept
+    counts = run.run(circuit(), x[2 : 2 + count] if count < 5 else x, 100).counts
+    assert bool((counts.sum(dim=1) == 100).all())
+    assert store.pending() == {}
+    assert service.circuits == (4 if count == 1 else 5)
+    again = executor(service, store=store, retrieve=service.job).run(circuit(), x, 100)
+    assert (service.circuits, bool((again.counts.sum(dim=1) == 100).all())) == (5, True)
+
+
+def test_a_backend_that_tells_of_its_service_needs_no_retrieve(tmp_path):
+    service, x = Service(), units(2)
+    service.result_faults = [KeyboardInterrupt()]
+
+    def run():
+        made = executor(service, store=tmp_path / "store", backend=Backend())
+        return made.run(circuit(), x, 100)
+
+    class Backend(GenericBackendV2):
+        def __init__(self):
+            super().__init__(3, seed=0)
+            self.service = service
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    run()
+    assert service.circuits == 2
+
+
+def test_a_store_that_is_locked_after_submission_loses_no_job(tmp_path):
+    """The job is waited for; its counts are kept if they can be, and else the error names it."""
+    service, x = Service(), units(2)
+    store = ResultsStore(tmp_path / "store", lock_seconds=0.05)
+    other = sqlite3.connect(tmp_path / "store", isolation_level=None)
+    service.on_submit = lambda: other.execute("BEGIN IMMEDIATE")
+    service.on_result = lambda: other.execute("ROLLBACK")
+    executor(service, store=store, retrieve=service.job).run(circuit(), x, 100)
+    assert (service.circuits, len(store), store.pending()) == (2, 2, {})
+
+    service.on_result = lambda: None
+    with pytest.raises(ExecutionError, match=r"locked.*Job job-1 was submitted.*submitted\('ticket-") as caught:
+        executor(service, store=store, retrieve=service.job).run(circuit(4), x, 100)
+    other.execute("ROLLBACK")
+    service.on_submit = lambda: None
+    with pytest.raises(ExecutionError, match="while it submitted 2 circuits"):
+        executor(service, store=store, retrieve=service.job).run(circuit(4), x, 100)
+    (ticket,) = store.pending()
+    assert ticket in str(caught.value)
+    with pytest.raises(InvalidInputError, match="no ticket 'other'"):
+        store.submitted("other", "job-1")
+    store.submitted(ticket, "job-1")
+    executor(service, store=store, retrieve=service.job).run(circuit(4), x, 100)
+    assert (service.circuits, len(store), store.pending()) == (4, 4, {})
+
+
+def test_a_process_that_ends_while_it_submits_leaves_a_ticket(tmp_path):
+    service, x = Service(), units(2)
+
+    def die():
+        raise KeyboardInterrupt
+
+    service.on_submit = die
+    with pytest.raises(KeyboardInterrupt):
+        executor(service, store=tmp_path / "store").run(circuit(), x, 100)
+    service.on_submit = lambda: None
+    store = ResultsStore(tmp_path / "store")
+    with pytest.raises(ExecutionError, match=r"Look at your provider's list of jobs"):
+        executor(service, store=store, retrieve=service.job).run(circuit(), x, 100)
+    (ticket,) = store.pending()
+    store.forget(ticket)
+    executor(service, store=store, retrieve=service.job).run(circuit(), x, 100)
+    assert store.pending() == {}
+
+
+def test_an_earlier_job_that_failed_is_run_anew(tmp_path):
+    service, x = Service(), units(2)
+    service.result_faults = [KeyboardInterrupt(), RuntimeError("the device is down")]
+    with pytest.raises(KeyboardInterrupt):
+        executor(service, store=tmp_path / "store").run(circuit(), x, 100)
+    executor(service, store=tmp_path / "store", retrieve=service.job).run(circuit(), x, 100)
+    assert service.circuits == 4
+    assert ResultsStore(tmp_path / "store").pending() == {}
+
+
+def test_a_job_with_too_few_shots_is_named(tmp_path):
+    service, x = Service(), units(2)
+    service.most_shots = 90
+    with pytest.raises(ExecutionError, match=r"90 shots where 100.*This is job job-0.*forget\('job-0'\)"):
+        executor(service, store=tmp_path / "store").run(circuit(), x, 100)
+    service.most_shots = None
+    with pytest.raises(ExecutionError, match=r"90 shots where 100.*This is job job-0"):
+        executor(service, store=tmp_path / "store", retrieve=service.job).run(circuit(), x, 100)
+    ResultsStore(tmp_path / "store").forget("job-0")
+    executor(service, store=tmp_path / "store", retrieve=service.job).run(circuit(), x, 100)
+    assert service.circuits == 4
 
 
 def test_a_job_that_cannot_be_fetched_is_not_submitted_again(tmp_path):
@@ -188,7 +296,9 @@ def test_a_full_store_says_so_and_loses_nothing(tmp_path):
     assert service.circuits <= service_circuits + 200
 
 
-@pytest.mark.parametrize("damage", ["cut", "noise", "text", "foreign", "newer", "entry"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "noise", "text", "foreign", "newer", "entry", "word", "nothing", "jobs", "no jobs"]
+)
 def test_a_damaged_or_foreign_store_is_refused(tmp_path, damage):
     path = tmp_path / "store"
     executor(Service(), store=path).run(circuit(), units(3), 100)
@@ -205,8 +315,13 @@ def test_a_damaged_or_foreign_store_is_refused(tmp_path, damage):
                 file.execute("DROP TABLE jobs")
             elif damage == "newer":
                 file.execute("UPDATE about SET version = 99")
+            elif damage in ("jobs", "no jobs"):
+                content = "[1, 2" if damage == "jobs" else None
+                file.execute("INSERT INTO jobs VALUES ('job', ?, 'now', 1)", (content,))
+                file.execute("DELETE FROM results")
             else:
-                file.execute("UPDATE results SET counts = zeroblob(64)")
+                content = {"entry": bytes(64), "word": "abc", "nothing": None}[damage]
+                file.execute("UPDATE results SET counts = ?", (content,))
     with pytest.raises(FileFormatError):
         executor(Service(), store=path).run(circuit(), units(3), 100)
 

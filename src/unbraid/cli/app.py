@@ -330,6 +330,9 @@ def run(
     images: Annotated[int | None, typer.Option(help="Only the first so many rows.")] = None,
     limit: Annotated[float, typer.Option(help="Ask before more seconds of a device than this are spent.")] = 60.0,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    price: Annotated[
+        float | None, typer.Option(help="Of a second of the device, in any currency; the cost is then told in it.")
+    ] = None,
     data_dir: DataDir = None,
     size: Size = None,
     download: Download = False,
@@ -367,11 +370,12 @@ def run(
         shots=shots,
         seed=seed,
     )
-    cost = estimate_cost(hybrid, len(x))
+    cost = estimate_cost(hybrid, len(x), price_per_second=price)
     if not quiet:
         console.print(cost.describe(), highlight=False)
     if executor is ExecutorName.ibm and cost.seconds > limit and not yes:
-        typer.confirm(f"This takes about {cost.seconds:,.0f} seconds of the device. Go on?", abort=True)
+        money = "" if cost.money is None else f", at the price given {cost.money:,.2f}"
+        typer.confirm(f"This takes about {cost.seconds:,.0f} seconds of the device{money}. Go on?", abort=True)
     with shown(quiet):
         report = evaluate(hybrid, (x, y), name=f"{model} on {data}")
     if data not in DATASETS:

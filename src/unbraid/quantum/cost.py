@@ -23,6 +23,7 @@ from unbraid.ground.random import stream
 from unbraid.quantum.convert import is_standard, num_qubits, to_qiskit, unrolled
 from unbraid.quantum.encode import encode
 from unbraid.quantum.jobs import CALIBRATION_SHOTS, SHOTS_PER_JOB, TWO_QUBIT_GATES_PER_JOB, Limits
+from unbraid.quantum.mitigation import folded
 
 if TYPE_CHECKING:
     from unbraid.quantum.hybrid import Stage
@@ -74,9 +75,11 @@ class StageCost:
         readout: "exact" | "reference" | "signs" | "tomography".
         circuits: circuits to run.
         shots: of all circuits together.
-        two_qubit_gates_per_circuit: of the preparation of a generic vector and of the circuit.
-        two_qubit_gates: of all circuits together.
-        depth: of one circuit, without its measurement.
+        one_qubit_gates_per_circuit: of the preparation of a generic vector and of the circuit, virtual ones included.
+        two_qubit_gates_per_circuit: likewise, without repetitions that raise noise.
+        one_qubit_gates: of all circuits together.
+        two_qubit_gates: of all circuits together, repetitions included.
+        depth: of the deepest circuit, without its measurement.
         jobs: jobs within IBM's guaranteed limits; 0 for "exact", which is simulated.
         seconds: on a device, without queueing and host time; 0 for "exact".
         transpiled: whether gates are those of the executor's backend; if not, CX between any two qubits.
@@ -87,7 +90,9 @@ class StageCost:
     readout: str
     circuits: int
     shots: int
+    one_qubit_gates_per_circuit: int
     two_qubit_gates_per_circuit: int
+    one_qubit_gates: int
     two_qubit_gates: int
     depth: int
     jobs: int
@@ -103,7 +108,8 @@ class Cost:
         samples: vectors through the network.
         circuits: circuits to run.
         shots: of all circuits together.
-        two_qubit_gates: of all circuits together, each counted once whatever its shots.
+        one_qubit_gates: of all circuits together, each counted once whatever its shots.
+        two_qubit_gates: likewise.
         depth: of the deepest circuit.
         jobs: jobs within IBM's guaranteed limits.
         seconds: on a device, by the rough model of this module; without queueing and host time.
@@ -115,6 +121,7 @@ class Cost:
     samples: int
     circuits: int
     shots: int
+    one_qubit_gates: int
     two_qubit_gates: int
     depth: int
     jobs: int
@@ -125,11 +132,15 @@ class Cost:
 
     def describe(self) -> str:
         """A small table as text."""
-        columns = ("stage", "qubits", "readout", "circuits", "shots", "2q/circuit", "depth", "jobs", "seconds")
+        columns = (
+            *("stage", "qubits", "readout", "circuits", "shots"),
+            *("1q/circuit", "2q/circuit", "depth", "jobs", "seconds"),
+        )
         rows = [
             (
                 *(stage.name, str(stage.qubits), stage.readout, f"{stage.circuits:,}", f"{stage.shots:,}"),
                 *(
+                    f"{stage.one_qubit_gates_per_circuit:,}",
                     f"{stage.two_qubit_gates_per_circuit:,}",
                     f"{stage.depth:,}",
                     f"{stage.jobs:,}",
@@ -144,6 +155,7 @@ class Cost:
             "",
             f"{self.circuits:,}",
             f"{self.shots:,}",
+            "",
             "",
             "",
             f"{self.jobs:,}",
@@ -218,30 +230,37 @@ def count_gates(
 
 
 def estimate_cost(
-    hybrid: nn.Module, n_samples: int, *, vectors_per_sample: int = 1, price_per_second: float | None = None
+    hybrid: nn.Module,
+    n_samples: int,
+    *,
+    vectors_per_sample: int = 1,
+    price_per_second: float | None = None,
+    backward: bool = False,
 ) -> Cost:
     """What running a hybrid network on ``n_samples`` vectors takes; nothing is run.
 
     Every stage (a linear circuit of a layer) is taken to act on ``vectors_per_sample`` vectors a sample: 1 for a plain
     network, the number of tokens or positions where a layer acts on each of them. Its circuits prepare a generic
-    vector and run the circuit; they are transpiled where the executor has a ``backend``.
+    vector and run the circuit; they are transpiled where the executor has a ``backend``. Jobs are those of one call
+    with all samples; smaller calls (and tomography, in pieces of millions of outcomes) may fill theirs less. That equal
+    vectors run once on samplers is not foreseen.
 
     Args:
         hybrid: a model with :class:`~unbraid.QuantumLinear` layers.
         n_samples: inputs to run, at least 1.
         vectors_per_sample: vectors that each layer gets from one input.
         price_per_second: of the device, in any currency; vendors publish it, backends do not tell it.
+        backward: add a backward pass by shifted parameters, the gradient by the inputs of every circuit included.
 
     Returns:
         A :class:`Cost`. "exact" counts one simulated circuit a vector, without shots, jobs and device time.
 
     Raises:
-        InvalidInputError: if there is nothing quantum in the model, ``n_samples`` is no positive integer, or the price
-            no number of at least 0.
+        InvalidInputError: if there is nothing quantum in the model, ``n_samples`` is no positive integer, the price no
+            number of at least 0, or ``backward`` is asked of a hybrid without ``gradient="parameter-shift"``.
     """
-    if price_per_second is not None and not (
-        isinstance(price_per_second, int | float) and 0 <= price_per_second < math.inf
-    ):
+    is_number = isinstance(price_per_second, int | float) and not isinstance(price_per_second, bool)
+    if price_per_second is not None and not (is_number and 0 <= price_per_second < math.inf):
         raise InvalidInputError(f"price_per_second must be a number of at least 0; got {price_per_second!r}.")
     for value, name in ((n_samples, "n_samples"), (vectors_per_sample, "vectors_per_sample")):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -251,18 +270,29 @@ def estimate_cost(
         raise InvalidInputError(
             "This model has no quantum layers. Make it a hybrid first: unbraid.to_quantum(model, executor)."
         )
-    stages = tuple(_stage_cost(stage, n_samples * vectors_per_sample) for layer in layers for stage in layer.stages())
-    stages += tuple(_calibrations(layers))
+    runs = [stage for layer in layers for stage in layer.stages()]
+    vectors = n_samples * vectors_per_sample
+    stages = [_stage_cost(stage, vectors) for stage in runs]
+    if backward:
+        if not any(stage.shifted for stage in runs):
+            raise InvalidInputError(
+                "backward=True counts circuits with shifted parameters, and this hybrid has none. Make it with "
+                "to_quantum(..., gradient='parameter-shift'), and gates that require gradients."
+            )
+        # two for each angle, and the transposed circuit for the input
+        stages += [_stage_cost(stage, vectors, 2 * stage.shifted + 1) for stage in runs if stage.shifted]
+    stages += _calibrations(runs)
     seconds = sum(stage.seconds for stage in stages)
     return Cost(
         samples=n_samples,
         circuits=sum(stage.circuits for stage in stages),
         shots=sum(stage.shots for stage in stages),
+        one_qubit_gates=sum(stage.one_qubit_gates for stage in stages),
         two_qubit_gates=sum(stage.two_qubit_gates for stage in stages),
         depth=max((stage.depth for stage in stages), default=0),
         jobs=sum(stage.jobs for stage in stages),
         seconds=seconds,
-        stages=stages,
+        stages=tuple(stages),
         vectors_per_sample=vectors_per_sample,
         money=None if price_per_second is None else price_per_second * seconds,
     )
@@ -276,50 +306,65 @@ def _quantum_layers(hybrid: nn.Module) -> Iterator[Any]:
             yield module
 
 
-def _calibrations(layers: Sequence[Any]) -> Iterator[StageCost]:
+def _calibrations(stages: Sequence[Stage]) -> Iterator[StageCost]:
     """What measuring how qubits are misread takes, once an executor."""
-    stages = [stage for layer in layers for stage in layer.stages()]
     executors = {id(stage.executor): stage for stage in stages if getattr(stage.executor, "mitigate_readout", False)}
     for stage in executors.values():
         qubits = max(num_qubits(each.circuit.ansatz.wire_dims) for each in stages if each.executor is stage.executor)
         shots = 2 * CALIBRATION_SHOTS
         wait = getattr(getattr(stage.executor, "backend", None), "default_rep_delay", None) or WAIT
+        jobs = _jobs(2, 0, CALIBRATION_SHOTS, getattr(stage.executor, "limits", Limits()))
         yield StageCost(
             name="readout calibration",
             qubits=qubits,
             readout="calibration",
             circuits=2,
             shots=shots,
+            one_qubit_gates_per_circuit=qubits,
             two_qubit_gates_per_circuit=0,
+            one_qubit_gates=qubits,  # of one circuit; the other has none
             two_qubit_gates=0,
             depth=1,
-            jobs=1,
-            seconds=SECONDS_PER_JOB + shots * (wait + MEASUREMENT),
+            jobs=jobs,
+            seconds=jobs * SECONDS_PER_JOB + shots * (wait + MEASUREMENT),
             transpiled=getattr(stage.executor, "backend", None) is not None,
         )
 
 
-def _stage_cost(stage: Stage, n_samples: int) -> StageCost:
+def _stage_cost(stage: Stage, vectors: int, shifts: int = 0) -> StageCost:
+    """Of a stage, or of so many runs with shifted parameters."""
     n = num_qubits(stage.circuit.ansatz.wire_dims)
     backend = getattr(stage.executor, "backend", None)
-    circuit = _stage_circuit(stage, n, backend)
-    counts = gate_counts(circuit)
+    plain = _stage_circuit(stage, n, backend)
+    per_vector = stage.readout.circuits(n)
+    shots_per_circuit = stage.readout.shots(stage.shots, n) / per_vector
     factors = getattr(stage.executor, "noise_factors", (1,))
-    circuits = n_samples * stage.readout.circuits(n) * len(factors)
-    shots = n_samples * stage.readout.shots(stage.shots, n)
-    mean_gates = counts["two_qubit"] * sum(factors) / len(factors)  # every two-qubit gate is repeated
-    limits = getattr(stage.executor, "limits", Limits(circuits=circuits))
-    jobs = _jobs(circuits, math.ceil(mean_gates), shots, limits) if shots else 0
-    seconds = jobs * SECONDS_PER_JOB + shots * _seconds_per_shot(circuit, counts["depth"], backend)
+    one = two = circuits = shots = depth = jobs = 0
+    seconds = 0.0
+    for factor in factors:
+        circuit = folded(plain, factor)
+        counts = gate_counts(circuit)
+        each = shots_per_circuit if len(factors) == 1 else max(1, int(shots_per_circuit) // len(factors))
+        number = vectors * per_vector * max(1, shifts)
+        taken = round(number * each)
+        limits = getattr(stage.executor, "limits", Limits(circuits=number))
+        packed = max(1, shifts) * _jobs(vectors * per_vector, counts["two_qubit"], each, limits) if taken else 0
+        circuits, shots, jobs = circuits + number, shots + taken, jobs + packed
+        one, two = one + number * counts["one_qubit"], two + number * counts["two_qubit"]
+        depth = max(depth, counts["depth"])
+        seconds += packed * SECONDS_PER_JOB + taken * _seconds_per_shot(circuit, counts["depth"], backend)
+    counts = gate_counts(plain)
     return StageCost(
-        name=stage.name,
+        name=stage.name + (" (gradient)" if shifts else ""),
         qubits=n,
         readout=str(stage.readout),
         circuits=circuits,
         shots=shots,
+        one_qubit_gates_per_circuit=counts["one_qubit"],
         two_qubit_gates_per_circuit=counts["two_qubit"],
-        two_qubit_gates=round(circuits * mean_gates),
-        depth=counts["depth"],
+        one_qubit_gates=one,
+        two_qubit_gates=two,
+        depth=depth,
         jobs=jobs,
         seconds=seconds,
         transpiled=backend is not None,
@@ -361,8 +406,8 @@ def _transpiled(qc: QuantumCircuit, backend: Any, optimization_level: int, seed:
     return transpile(qc, backend, optimization_level=optimization_level, seed_transpiler=seed)
 
 
-def _jobs(circuits: int, two_qubit_gates: int, shots: int, limits: Limits) -> int:
-    """Jobs that hold the circuits within the limits, at least one circuit each."""
+def _jobs(circuits: int, two_qubit_gates: int, shots: float, limits: Limits) -> int:
+    """Jobs that hold equal circuits within the limits, at least one circuit each."""
     by_gates = limits.two_qubit_gates // max(1, two_qubit_gates)
-    by_shots = int(limits.shots / (shots / circuits))
+    by_shots = int(limits.shots / shots)
     return math.ceil(circuits / max(1, min(by_gates, by_shots, limits.circuits)))

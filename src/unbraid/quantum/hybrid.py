@@ -42,6 +42,7 @@ class Stage:
         shots: a vector.
         encoding: of its inputs.
         executor: what runs it.
+        shifted: angles that a backward pass by shifted parameters shifts; 0 where there is none.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Stage:
     shots: int
     encoding: Encoding
     executor: Executor
+    shifted: int = 0
 
 
 @dataclass
@@ -244,7 +246,8 @@ class QuantumLinear(nn.Module):
             detached = [(gate if isinstance(gate, str) else gate.detach(), wires) for gate, wires in placed]
             circuit = Circuit.from_gates(first.ansatz.wire_dims, detached, dtype=first.dtype, device=first.device)
             name = run.name + (f".{k}" if len(parts) > 1 else "")
-            stage = Stage(name, circuit, self.readout, self.shots, self.encoding, self.executor)
+            shifted = 0 if self.gradient == "none" else sum(map(_angles, placed))
+            stage = Stage(name, circuit, self.readout, self.shots, self.encoding, self.executor, shifted)
             found.append((stage, placed))
         return found
 
@@ -310,6 +313,13 @@ def merged(placed: Placed) -> Placed:
         else:
             found.append((gate, wires))
     return found
+
+
+def _angles(placed: tuple[Tensor | str, tuple[int, ...]]) -> int:
+    """Of a gate that is trained."""
+    gate, _ = placed
+    trained = isinstance(gate, Tensor) and gate.requires_grad
+    return len(gate) * (len(gate) - 1) // 2 if trained else 0
 
 
 def _joinable(first: DisentangledLinear, second: DisentangledLinear) -> bool:

@@ -1,8 +1,9 @@
 """Programs to counts: jobs within limits, tried again when they fail, kept in a store and found again after a crash.
 
-The programs of a run are packed into jobs in their order, whatever the store holds, so a resumed run makes the same
-jobs. A job is noted in the store as soon as it has an id; its counts replace that note in one transaction. What is in
-the store is not run; a noted job is fetched where the sampler's service can do that.
+Programs that are equal in everything run once. They are packed into jobs in their order, whatever the store holds, so
+a resumed run makes the same jobs. A job is noted in the store before it is submitted and gets its id afterwards; its
+counts replace that note in one transaction. What is in the store is not run. Noted jobs that hold wanted programs are
+collected first, where the sampler's service can do that, however they were packed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +20,7 @@ import numpy as np
 from unbraid.ground import progress
 from unbraid.ground.errors import ExecutionError, InvalidInputError, UnbraidError
 from unbraid.quantum.programs import Program
-from unbraid.quantum.store import Counts, ResultsStore
+from unbraid.quantum.store import Counts, Entry, ResultsStore
 
 # IBM's job validation accepts every job below these; larger ones may be refused (documentation, "Job limits").
 TWO_QUBIT_GATES_PER_JOB = 10_000
@@ -77,10 +79,14 @@ class Patience:
     def __post_init__(self) -> None:
         if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0:
             raise InvalidInputError(f"retries must be an integer of at least 0; got {self.retries!r}.")
-        if not isinstance(self.backoff, int | float) or not 0 <= self.backoff < float("inf"):
+        if not _is_number(self.backoff) or not 0 <= self.backoff < float("inf"):
             raise InvalidInputError(f"backoff must be a number of seconds, 0 or more; got {self.backoff!r}.")
-        if self.timeout is not None and not (isinstance(self.timeout, int | float) and self.timeout > 0):
+        if self.timeout is not None and not (_is_number(self.timeout) and self.timeout > 0):
             raise InvalidInputError(f"timeout must be a positive number of seconds, or None; got {self.timeout!r}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class TimedOutError(ExecutionError):
@@ -117,10 +123,8 @@ class JobRunner:
     def run(self, programs: Sequence[Program], size: int, salt: str = "") -> tuple[Counts, tuple[str, ...]]:
         """Counts of programs, shape (programs, size), and the ids of the jobs that brought them now.
 
-        With a store, programs that are equal in everything run once.
-
         Args:
-            programs: in order.
+            programs: in order; equal ones get the same counts.
             size: number of outcomes, the same for all.
             salt: part of the keys; another one measures anew.
 
@@ -130,88 +134,151 @@ class JobRunner:
             FileFormatError: if the store is damaged.
             OutputError: if the store cannot be written to.
         """
-        counts = np.zeros((len(programs), size), dtype=np.int64)
-        jobs: list[str] = []
-        keys = [str(k) if self.store is None else program.key(salt) for k, program in enumerate(programs)]
-        with progress.task("circuits", len(programs)) as advance:
-            for number, members in enumerate(self.limits.pack(programs)):
-                rows = {} if self.store is None else self.store.get([keys[k] for k in members])
-                missing = {keys[k]: programs[k] for k in members if keys[k] not in rows}
+        keys = [program.key(salt) for program in programs]
+        position = {key: k for k, key in enumerate(dict.fromkeys(keys))}
+        unique = list(dict(zip(keys, programs, strict=True)).values())
+        entries = [_entry(key, program, size) for key, program in zip(position, unique, strict=True)]
+        counts = np.zeros((len(unique), size), dtype=np.int64)
+        with progress.task("circuits", len(unique)) as advance:
+            jobs = self._collect([entry.key for entry in entries])
+            for number, members in enumerate(self.limits.pack(unique)):
+                rows = {} if self.store is None else self.store.get([entries[k].key for k in members])
+                missing = [k for k in members if entries[k].key not in rows]
                 if missing:
-                    found, job = self._one_job(list(missing.values()), list(missing), size, number)
+                    found, job = self._one_job([unique[k] for k in missing], [entries[k] for k in missing], number)
                     jobs.append(job)
-                    rows |= dict(zip(missing, found, strict=True))
+                    rows |= found
                 for k in members:
-                    if len(rows[keys[k]]) != size:
-                        raise ExecutionError(
-                            f"The results store holds {len(rows[keys[k]])} outcomes where {size} are expected."
-                        )
-                    counts[k] = rows[keys[k]]
+                    row = rows[entries[k].key]
+                    if len(row) != size:
+                        raise ExecutionError(f"The results store holds {len(row)} outcomes where {size} are expected.")
+                    counts[k] = row
                 advance(len(members))
-        return counts, tuple(jobs)
+        return counts[[position[key] for key in keys]], tuple(jobs)
 
-    def _one_job(self, programs: list[Program], keys: list[str], size: int, number: int) -> tuple[list[Counts], str]:
-        fetched = self._fetch(keys)
+    def _one_job(
+        self, programs: Sequence[Program], entries: Sequence[Entry], number: int
+    ) -> tuple[dict[str, Counts], str]:
+        """Counts of programs by key, and the id of the job that brought them."""
+        job, name, ticket = None, "", ""
         failure: Exception | None = None
         for attempt in range(self.patience.retries + 1):
-            if attempt:
-                time.sleep(self.patience.backoff * 2 ** (attempt - 1))
-            job, name = fetched or (None, "")
-            fetched = None
+            self._pause(attempt)
             try:
                 if job is None:
-                    if self.store is not None:
-                        self.store.check_writable()
+                    ticket = "" if self.store is None else self.store.intend(entries)
                     job = self.submit([program.pub for program in programs], number)
                     name = str(job.job_id())
-                    if self.store is not None:
-                        self.store.submitted(name, keys)
-                results = list(self._wait(job, name))
             except UnbraidError:
                 raise
             except Exception as error:  # whatever a foreign sampler raises
-                failure = error
-                if job is not None and not _has_failed(job):
-                    fetched = job, name  # it may be well, and only the way to it is not: it is asked again
-                elif self.store is not None and name:
-                    self.store.forget(name)
+                failure, job = error, None
+                if self.store is not None:
+                    self.store.forget(ticket)
                 continue
-            if len(results) != len(programs):
-                raise ExecutionError(
-                    f"{self.name} returned {len(results)} results for {len(programs)} circuits in job {name}."
-                )
-            found = [read_counts(result, program, size) for result, program in zip(results, programs, strict=True)]
-            if self.store is not None:
-                self.store.put(dict(zip(keys, found, strict=True)), name)
-            return found, name
+            with self._named(ticket, name):
+                try:
+                    results = list(self._wait(job, name))
+                except UnbraidError:
+                    raise
+                except Exception as error:
+                    failure = error
+                    if _has_failed(job):
+                        job = None
+                        if self.store is not None:
+                            self.store.forget(name)
+                    continue  # if it may be well, and only the way to it is not, it is asked again
+                return self._kept(results, entries, name, ticket), name
         raise ExecutionError(
             f"{self.name} failed {self.patience.retries + 1} times on a job of {len(programs)} circuits: "
             f"{type(failure).__name__}: {failure}"
         ) from failure
 
-    def _fetch(self, keys: list[str]) -> tuple[Any, str] | None:
-        """The job that was submitted for these programs before, if there is one that can still be had."""
+    @contextmanager
+    def _named(self, ticket: str, name: str) -> Iterator[None]:
+        """The job's id in the store; if that cannot be, the work goes on, and an error that ends it names the job."""
+        unnoted: UnbraidError | None = None
+        if self.store is not None:
+            try:
+                self.store.submitted(ticket, name)
+            except UnbraidError as error:
+                unnoted = error
+        try:
+            yield
+        except UnbraidError as error:
+            if unnoted is None or self.store is None:
+                raise
+            raise type(error)(
+                f"{error} Job {name} was submitted, and its id could not be noted ({unnoted}). Before the next run, "
+                f"note it: ResultsStore({str(self.store.path)!r}).submitted({ticket!r}, {name!r})."
+            ) from error
+
+    def _kept(self, results: Sequence[Any], entries: Sequence[Entry], name: str, ticket: str = "") -> dict[str, Counts]:
+        """A job's counts by key, put into the store."""
+        forget = "" if self.store is None else f" ResultsStore(...).forget({name!r}) lets its circuits run anew."
+        if len(results) != len(entries):
+            raise ExecutionError(
+                f"{self.name} returned {len(results)} results for {len(entries)} circuits in job {name}.{forget}"
+            )
+        try:
+            found = {entry.key: read_counts(result, entry) for result, entry in zip(results, entries, strict=True)}
+        except ExecutionError as error:
+            raise ExecutionError(f"{error} This is job {name}.{forget}") from error
+        if self.store is not None:
+            self.store.put(found, [name, ticket])
+        return found
+
+    def _collect(self, keys: Sequence[str]) -> list[str]:
+        """Fetch the jobs of earlier runs that hold programs of these keys; the ids of those that brought something."""
         if self.store is None:
-            return None
-        for name, theirs in self.store.pending().items():
-            if theirs != keys:
+            return []
+        missing = set(keys) - self.store.have(keys)
+        collected = []
+        for name, noted in self.store.pending().items():
+            if missing.isdisjoint(entry.key for entry in noted.entries):
                 continue
             if self.retrieve is None:  # it ended with the process that submitted it
                 self.store.forget(name)
-                return None
-            failure: Exception | None = None
-            for attempt in range(self.patience.retries + 1):
-                if attempt:
-                    time.sleep(self.patience.backoff * 2 ** (attempt - 1))
-                try:
-                    return self.retrieve(name), name
-                except Exception as error:  # whatever a foreign service raises
-                    failure = error
-            raise ExecutionError(
-                f"Job {name} was submitted before and cannot be fetched ({type(failure).__name__}: {failure}). It was "
-                f"not submitted again. Try later; or ResultsStore(...).forget({name!r}) to run its circuits anew."
-            ) from failure
-        return None
+            elif not noted.submitted:
+                store = f"ResultsStore({str(self.store.path)!r})"
+                raise ExecutionError(
+                    f"An earlier run ended at {noted.since} (UTC) while it submitted {len(noted.entries)} circuits, so "
+                    "a job may hold them whose id is not known. Look at your provider's list of jobs. If it is there: "
+                    f"{store}.submitted({name!r}, the job's id). If not: {store}.forget({name!r})."
+                )
+            elif self._collected(name, noted.entries):
+                collected.append(name)
+        return collected
+
+    def _collected(self, name: str, entries: Sequence[Entry]) -> bool:
+        """Put the results of an earlier job into the store; False if it failed and its programs may run again."""
+        failure: Exception | None = None
+        for attempt in range(self.patience.retries + 1):
+            self._pause(attempt)
+            job = None
+            try:
+                assert self.retrieve is not None
+                job = self.retrieve(name)
+                results = list(self._wait(job, name))
+            except UnbraidError:
+                raise
+            except Exception as error:  # whatever a foreign service raises
+                failure = error
+                if job is not None and _has_failed(job):
+                    assert self.store is not None
+                    self.store.forget(name)
+                    return False
+                continue
+            self._kept(results, entries, name)
+            return True
+        raise ExecutionError(
+            f"Job {name} was submitted before and cannot be fetched ({type(failure).__name__}: {failure}). It was "
+            f"not submitted again. Try later; or ResultsStore(...).forget({name!r}) to run its circuits anew."
+        ) from failure
+
+    def _pause(self, attempt: int) -> None:
+        if attempt:
+            time.sleep(self.patience.backoff * 2 ** (attempt - 1))
 
     def _wait(self, job: Any, name: str) -> Any:
         """The job's result, or an error after the timeout."""
@@ -248,25 +315,29 @@ def _has_failed(job: Any) -> bool:
     return str(getattr(status, "name", status)).upper() in ("ERROR", "FAILED", "CANCELLED")
 
 
-def read_counts(result: Any, program: Program, size: int) -> Counts:
+def _entry(key: str, program: Program, size: int) -> Entry:
+    return Entry(key, program.template.circuit.cregs[0].name, size, program.shots)
+
+
+def read_counts(result: Any, entry: Entry) -> Counts:
     """Outcomes of one PUB, shape (size,).
 
     Raises:
         ExecutionError: if there are no counts of all qubits, or not as many shots as were asked for.
     """
     try:
-        bits = getattr(result.data, program.template.circuit.cregs[0].name)
+        bits = getattr(result.data, entry.register)
         # get_int_counts() of BitArray says the same, twenty times slower
         digits = bits.array.reshape(-1, bits.array.shape[-1]).astype(np.int64)
         outcomes = digits @ 256 ** np.arange(digits.shape[1], dtype=np.int64)[::-1]
-        row = np.bincount(outcomes, minlength=size)
-        if len(row) != size:
-            raise ValueError(f"outcome {int(outcomes.max())} of {size}")
+        row = np.bincount(outcomes, minlength=entry.size)
+        if len(row) != entry.size:
+            raise ValueError(f"outcome {int(outcomes.max())} of {entry.size}")
     except (AttributeError, IndexError, TypeError, ValueError) as error:
         raise ExecutionError(f"The sampler returned no counts of all qubits, but {result!r}.") from error
-    if len(outcomes) != program.shots:
+    if len(outcomes) != entry.shots:
         raise ExecutionError(
-            f"The sampler returned {len(outcomes)} shots where {program.shots} were asked for. Check its options, such "
+            f"The sampler returned {len(outcomes)} shots where {entry.shots} were asked for. Check its options, such "
             "as a cap."
         )
     return row.astype(np.int64)

@@ -72,9 +72,10 @@ class SamplerExecutor:
         max_two_qubit_gates: of all circuits of a job.
         max_shots: of all circuits of a job.
         store: a file (or a :class:`~unbraid.quantum.store.ResultsStore`) that keeps jobs and counts: a run that was
-            killed goes on with what is there, and equal circuits run once.
-        retrieve: finds a job of an earlier process by its id, such as ``service.job`` of ``QiskitRuntimeService``;
-            without it, jobs that were under way are submitted anew.
+            killed goes on with what is there, and what was measured is not measured again. Without it, circuits that
+            are equal in everything run once in a call of :meth:`run`.
+        retrieve: finds a job of an earlier process by its id; by default ``backend.service.job``, where the backend
+            has that (IBM's do). Without it, jobs that were under way are submitted anew.
         retries: further tries of a job that fails.
         backoff: seconds before the first of them; doubled each time.
         timeout: seconds to wait for a job; by default for ever.
@@ -131,7 +132,7 @@ class SamplerExecutor:
         self.mitigate_readout = mitigate_readout
         self._compiler = Compiler(self.backend, optimization_level, seed, basis_gates, one_layout=mitigate_readout)
         self._patience = Patience(retries, backoff, timeout)
-        self._retrieve = retrieve
+        self._retrieve = _job_of(self.backend) if retrieve is None else retrieve
         self.noise_factors = check_factors(noise_factors)
         if extrapolate is not None and self.noise_factors == (1,):
             raise InvalidInputError("extrapolate needs noise factors to extrapolate from: noise_factors=(1, 3).")
@@ -160,7 +161,8 @@ class SamplerExecutor:
             generator: seeds the sampler where this package can (:class:`AerExecutor`); other samplers ignore it.
 
         Returns:
-            An :class:`Execution` with ``counts`` on the device of ``vectors``.
+            An :class:`Execution` with ``counts`` on the device of ``vectors``. Its circuits and shots are those that
+            the counts stand for; ``job_ids`` names the jobs that ran now, none where the store had all.
 
         Raises:
             InvalidInputError: if sizes, norms, entries or shots cannot be used, or the backend has too few qubits.
@@ -461,6 +463,12 @@ class _AerJob:
             for position, result in zip(members, job.result(), strict=True):
                 results[position] = result
         return results
+
+
+def _job_of(backend: Any) -> Callable[[str], Any] | None:
+    """What finds a job by its id, where a backend tells of its service as IBM's do."""
+    job = getattr(getattr(backend, "service", None), "job", None)
+    return job if callable(job) else None
 
 
 def _backend_of(sampler: Any) -> Any:

@@ -1,8 +1,11 @@
 """Results of circuits on disk: what was measured is never measured again, and submitted jobs are found again.
 
-A SQLite file with three tables: ``results`` (counts by the key of a program), ``jobs`` (submitted, not yet collected,
-with the keys of their programs) and ``about`` (the version of the layout). A key is a hash of circuit, angles, shots
-and backend. Nothing else is written: no credentials, no names of accounts.
+A SQLite file with three tables: ``results`` (counts by the key of a program), ``jobs`` (not yet collected, with what
+their programs return) and ``about`` (the version of the layout). A key is a hash of circuit, angles, shots and backend.
+Nothing else is written: no credentials, no names of accounts.
+
+A job is noted before it is submitted, by a ticket, and gets its id afterwards. A ticket that is found later tells that
+a process ended between the two.
 
 Every write is one transaction, so a process that is killed leaves whole results or none.
 """
@@ -12,21 +15,56 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import uuid
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unbraid.ground.errors import ExecutionError, FileFormatError, InvalidInputError, OutputError
+from unbraid.ground.errors import ExecutionError, FileFormatError, InvalidInputError, OutputError, UnbraidError
 
 Counts = NDArray[np.int64]
 
-VERSION = 1
+VERSION = 2
 LOCK_SECONDS = 10.0
 _CHUNK = 500  # of keys in one question
+
+
+class Entry(NamedTuple):
+    """What a program of a job returns.
+
+    Attributes:
+        key: of the program.
+        register: of its classical bits.
+        size: number of outcomes.
+        shots: of the program.
+    """
+
+    key: str
+    register: str
+    size: int
+    shots: int
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A job that was not collected.
+
+    Attributes:
+        entries: its programs, in order.
+        since: when it was noted, UTC, as text.
+        submitted: False if its id is not known, since the process ended while it submitted the job.
+    """
+
+    entries: tuple[Entry, ...]
+    since: str
+    submitted: bool
 
 
 class ResultsStore:
@@ -76,6 +114,11 @@ class ResultsStore:
         """Let go of the file."""
         self._file.close()
 
+    def have(self, keys: Sequence[str]) -> set[str]:
+        """Those of the keys that have counts."""
+        with self._guarded():
+            return {key for part in _parts(keys) for (key,) in self._select("key", part)}
+
     def get(self, keys: Sequence[str]) -> dict[str, Counts]:
         """The counts that are there, by key.
 
@@ -83,13 +126,9 @@ class ResultsStore:
             FileFormatError: if an entry is damaged.
         """
         found: dict[str, Counts] = {}
-        wanted = list(dict.fromkeys(keys))
         with self._guarded():
-            for first in range(0, len(wanted), _CHUNK):
-                part = wanted[first : first + _CHUNK]
-                marks = ", ".join("?" * len(part))
-                rows = self._file.execute(f"SELECT key, counts, sum FROM results WHERE key IN ({marks})", part)
-                for key, content, checksum in rows:
+            for part in _parts(keys):
+                for key, content, checksum in self._select("key, counts, sum", part):
                     if zlib.crc32(content) != checksum or len(content) % 8:
                         raise FileFormatError(
                             f"{self.path} is damaged: the result {key[:12]} does not match its checksum. Restore a "
@@ -98,8 +137,8 @@ class ResultsStore:
                     found[key] = np.frombuffer(content, dtype="<i8").astype(np.int64)
         return found
 
-    def put(self, results: Mapping[str, Counts], job: str | None = None) -> None:
-        """Keep counts, and forget the job that brought them, at once.
+    def put(self, results: Mapping[str, Counts], jobs: Sequence[str] = ()) -> None:
+        """Keep counts, and forget the jobs that brought them, at once.
 
         Raises:
             OutputError: if the file cannot be written to.
@@ -110,32 +149,48 @@ class ResultsStore:
             rows.append((key, content, zlib.crc32(content)))
         with self._transaction() as file:
             file.executemany("INSERT OR REPLACE INTO results VALUES (?, ?, ?)", rows)
-            if job is not None:
-                file.execute("DELETE FROM jobs WHERE id = ?", (job,))
+            file.executemany("DELETE FROM jobs WHERE id = ?", [(job,) for job in jobs])
 
-    def check_writable(self) -> None:
-        """Fail before something is paid for, not after.
+    def intend(self, entries: Sequence[Entry]) -> str:
+        """Note a job that will be submitted now.
+
+        Returns:
+            A ticket, in the place of the job's id.
 
         Raises:
             ExecutionError: if another process holds the file.
             OutputError: if it cannot be written to.
         """
+        ticket = f"ticket-{uuid.uuid4().hex[:12]}"
+        since = datetime.now(UTC).isoformat(timespec="seconds")
         with self._transaction() as file:
-            file.execute("UPDATE about SET version = version")
+            file.execute("INSERT INTO jobs VALUES (?, ?, ?, 0)", (ticket, json.dumps(entries), since))
+        return ticket
 
-    def submitted(self, job: str, keys: Sequence[str]) -> None:
-        """Note a job that runs now, with its programs in order.
+    def submitted(self, ticket: str, job: str) -> None:
+        """Put a job's id in the place of its ticket.
 
         Raises:
+            InvalidInputError: if there is no such ticket.
             OutputError: if the file cannot be written to.
         """
         with self._transaction() as file:
-            file.execute("INSERT OR REPLACE INTO jobs VALUES (?, ?)", (job, json.dumps(list(keys))))
+            file.execute("DELETE FROM jobs WHERE id = ? AND id <> ?", (job, ticket))
+            if not file.execute("UPDATE jobs SET id = ?, submitted = 1 WHERE id = ?", (job, ticket)).rowcount:
+                raise InvalidInputError(f"{self.path} has no ticket {ticket!r}; it has {sorted(self.pending())}.")
 
-    def pending(self) -> dict[str, list[str]]:
-        """Jobs that were submitted and not collected, with the keys of their programs."""
+    def pending(self) -> dict[str, Pending]:
+        """Jobs that were not collected, by id or ticket, the oldest first.
+
+        Raises:
+            FileFormatError: if an entry is damaged.
+        """
         with self._guarded():
-            return {job: json.loads(keys) for job, keys in self._file.execute("SELECT id, keys FROM jobs")}
+            rows = self._file.execute("SELECT id, entries, since, submitted FROM jobs ORDER BY since, rowid").fetchall()
+            return {
+                job: Pending(tuple(map(_entry, json.loads(entries))), since, bool(submitted))
+                for job, entries, since, submitted in rows
+            }
 
     def forget(self, job: str) -> None:
         """No longer look for a job, so that its programs run again.
@@ -146,11 +201,17 @@ class ResultsStore:
         with self._transaction() as file:
             file.execute("DELETE FROM jobs WHERE id = ?", (job,))
 
+    def _select(self, columns: str, keys: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        marks = ", ".join("?" * len(keys))
+        yield from self._file.execute(f"SELECT {columns} FROM results WHERE key IN ({marks})", keys)
+
     def _create(self) -> None:
         with self._transaction() as file:
             file.execute("CREATE TABLE IF NOT EXISTS about (version INTEGER NOT NULL)")
             file.execute("CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, counts BLOB, sum INTEGER)")
-            file.execute("CREATE TABLE IF NOT EXISTS jobs (id TEXT PRIMARY KEY, keys TEXT)")
+            file.execute(
+                "CREATE TABLE IF NOT EXISTS jobs (id TEXT PRIMARY KEY, entries TEXT, since TEXT, submitted INT)"
+            )
             if file.execute("SELECT COUNT(*) FROM about").fetchone() == (0,):
                 file.execute("INSERT INTO about VALUES (?)", (VERSION,))
 
@@ -171,6 +232,8 @@ class ResultsStore:
         """SQLite's errors in words."""
         try:
             yield
+        except UnbraidError:
+            raise
         except sqlite3.OperationalError as error:
             text = str(error)
             if "locked" in text or "busy" in text:
@@ -191,3 +254,15 @@ class ResultsStore:
         return FileFormatError(
             f"{self.path} is damaged or no results store ({text}). Restore a copy, or choose another file."
         )
+
+
+def _entry(found: Sequence[Any]) -> Entry:
+    key, register, size, shots = found
+    return Entry(str(key), str(register), int(size), int(shots))
+
+
+def _parts(keys: Sequence[str]) -> Iterator[list[str]]:
+    """Different keys, as many at a time as one question takes."""
+    wanted = list(dict.fromkeys(keys))
+    for first in range(0, len(wanted), _CHUNK):
+        yield wanted[first : first + _CHUNK]

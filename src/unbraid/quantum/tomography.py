@@ -122,20 +122,25 @@ def _by_experiments(
         units.shape, dtype=torch.complex128 if circuit.is_complex else torch.float64, device=units.device
     )
     errors = units.new_zeros(len(units))
-    for i in progress.track(range(len(units)), "tomography"):
-        preparation = encoded.circuit(i)
-        programs = [(preparation, tail, (key, tail.name)) for tail in tails]
-        counts, _ = sampler.sample(programs, [each] * bases, generator=generator)
-        data = framework.ExperimentData(experiment=experiment)
-        data.add_data(
-            [
-                {"counts": _bitstrings(row, qubits), "metadata": tail.metadata, "shots": each, "meas_level": 2}
-                for row, tail in zip(counts, tails, strict=True)
-            ]
-        )
-        vector = _top_eigenvector(_fit(experiment, data), real=not circuit.is_complex)
-        vectors[i] = torch.from_numpy(vector)
-        errors[i] = math.sqrt(_tomography_variance(vector) / (each * bases))
+    part = max(1, _LARGEST // (bases * units.shape[1]))
+    with progress.task("tomography", len(units)) as advance:
+        for first in range(0, len(units), part):
+            members = range(first, min(first + part, len(units)))
+            preparations = [encoded.circuit(i) for i in members]
+            programs = [(preparation, tail, (key, tail.name)) for preparation in preparations for tail in tails]
+            counts, _ = sampler.sample(programs, [each] * len(programs), generator=generator)
+            for i, rows in zip(members, counts.reshape(len(members), bases, -1), strict=True):
+                data = framework.ExperimentData(experiment=experiment)
+                data.add_data(
+                    [
+                        {"counts": _bitstrings(row, qubits), "metadata": tail.metadata, "shots": each, "meas_level": 2}
+                        for row, tail in zip(rows, tails, strict=True)
+                    ]
+                )
+                vector = _top_eigenvector(_fit(experiment, data), real=not circuit.is_complex)
+                vectors[i] = torch.from_numpy(vector)
+                errors[i] = math.sqrt(_tomography_variance(vector) / (each * bases))
+                advance(1)
     return Reading(vectors, errors, bases * len(units), bases * each * len(units))
 
 

@@ -207,6 +207,7 @@ def _report(
             "samples": AER_IMAGES,
             "circuits": cost.circuits,
             "shots": cost.shots,
+            "one_qubit_gates": cost.one_qubit_gates,
             "two_qubit_gates": cost.two_qubit_gates,
             "depth": cost.depth,
             "seconds": cost.seconds,

@@ -36,7 +36,8 @@ class Report:
         parameters: "dense", "mpo", "disentangled": trainable scalars of the whole network.
         gates: "logical" and "transpiled", each with "input", "output", "total" (or other circuits), each with
             "one_qubit", "two_qubit", "depth".
-        cost: "circuits", "shots", "two_qubit_gates", "depth", "seconds" (on a device, estimated); perhaps more.
+        cost: "circuits", "shots", "one_qubit_gates", "two_qubit_gates", "depth", "seconds" (on a device, estimated);
+            perhaps more.
         seconds: wall time a step.
         manifest: as :func:`unbraid.ground.manifest.build_manifest` makes it.
         title: of the page.

@@ -184,6 +184,7 @@ def _estimated(
     estimate = estimate_cost(model, samples, vectors_per_sample=vectors_per_sample)
     cost = {
         "samples": samples,
+        "one_qubit_gates": estimate.one_qubit_gates,
         "two_qubit_gates": estimate.two_qubit_gates,
         "depth": estimate.depth,
         "seconds": estimate.seconds,

@@ -64,6 +64,7 @@ _COST = {
     "samples": "test images",
     "circuits": "circuits",
     "shots": "shots",
+    "one_qubit_gates": "one-qubit gates",
     "two_qubit_gates": "two-qubit gates",
     "depth": "depth of the deepest circuit",
     "seconds": "device time (estimate)",
@@ -215,10 +216,10 @@ def cost_sentence(cost: Mapping[str, Any]) -> str:
     if known("depth"):
         sentences.append(f"The deepest circuit has depth {number(cost['depth'])}.")
     if known("two_qubit_gates"):
-        sentences.append(
-            f"All circuits together hold {number(cost['two_qubit_gates'])} two-qubit gates, each counted once whatever "
-            "its shots."
-        )
+        gates = number(cost["two_qubit_gates"])
+        if known("one_qubit_gates"):
+            gates = f"{number(cost['one_qubit_gates'])} one-qubit and {gates}"
+        sentences.append(f"All circuits together hold {gates} two-qubit gates, each counted once whatever its shots.")
     if known("seconds") and cost["seconds"] > 0:
         sentences.append(
             f"A device would be busy for about {duration(cost['seconds'])}, by a rough model and without queueing; "
