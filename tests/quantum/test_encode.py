@@ -6,11 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qiskit.quantum_info import Statevector
+from sklearn.datasets import load_digits
 
 from unbraid.ground.errors import InvalidInputError
 from unbraid.ground.random import stream
 from unbraid.quantum.encode import encode, prepare_state
 from unbraid.quantum.multiplexed import multiplexed_cnots
+from unbraid.quantum.staircase import reaches_all
 from unbraid.tensors import MPS
 
 
@@ -185,6 +187,38 @@ def test_gradients_through_staircases_agree_with_finite_differences(n, layers):
     ahead, behind = (encode(x + sign * step * direction, "mps", **fine).vectors for sign in (1, -1))
     difference = ((ahead - behind) * weight).sum() / (2 * step)
     assert float((leaf.grad * direction).sum()) == pytest.approx(float(difference), abs=2e-3)
+
+
+@pytest.mark.parametrize(("layers", "step", "angle"), [(1, 1e-2, 0.98), (4, 0.05, 0.98)])
+def test_gradients_through_staircases_agree_with_finite_differences_on_images(layers, step, angle):
+    """Default sweeps, real images with many zero pixels; a direction between images for each."""
+    images = torch.from_numpy(load_digits().data[:60])
+    assert float((images == 0).double().mean()) > 0.4
+    x = images / images.norm(dim=1, keepdim=True)
+    direction = x.roll(1, 0) - x
+    direction -= (direction * x).sum(1, keepdim=True) * x
+    direction /= direction.norm(dim=1, keepdim=True)
+    ahead, behind = (encode(x + sign * step * direction, "mps", layers=layers).vectors for sign in (1, -1))
+    difference = (ahead - behind) / (2 * step)
+    # the derivative is symmetric, so a backward pass applies it to the direction
+    leaf = x.clone().requires_grad_()
+    (encode(leaf, "mps", layers=layers).vectors * direction).sum().backward()
+    cosine = torch.cosine_similarity(leaf.grad, difference, dim=1)
+    ratio = leaf.grad.norm(dim=1) / difference.norm(dim=1)
+    assert bool(torch.isfinite(leaf.grad).all())
+    assert float(cosine.median()) > angle
+    assert float((cosine > 0.9).double().mean()) > 0.9
+    assert float((ratio.log().abs() < 0.15).double().mean()) > 0.9
+
+
+@pytest.mark.parametrize(("n", "layers"), [(3, 1), (4, 2), (5, 3), (6, 4), (7, 6)])
+def test_enough_staircases_reach_every_vector(n, layers):
+    assert reaches_all(n, layers) == (n > 3)  # three qubits have no state beyond bond 2
+    encoded = encode(vectors(6, 2**n, seed=8), "mps", layers=layers, sweeps=2000, tolerance=0.0)
+    assert bool((encoded.fidelity > 0.999999).all())
+    if n > 3:
+        assert not reaches_all(n, layers - 1)
+        assert float(encode(vectors(6, 2**n, seed=8), "mps", layers=layers - 1).fidelity.min()) < 0.999
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

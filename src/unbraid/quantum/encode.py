@@ -17,7 +17,14 @@ from torch.nn.functional import pad
 
 from unbraid.ground.errors import InvalidInputError, require_choice, require_finite
 from unbraid.quantum.multiplexed import multiplexed_circuit, multiplexed_cnots
-from unbraid.quantum.staircase import Preparation, fit_gates, preparation_circuit, staircase_cnots
+from unbraid.quantum.staircase import (
+    Preparation,
+    fit_gates,
+    preparation_circuit,
+    prepared,
+    reaches_all,
+    staircase_cnots,
+)
 from unbraid.tensors.sites import qubits_for
 
 if TYPE_CHECKING:
@@ -170,9 +177,9 @@ def encode(
         tolerance: a vector is done when a sweep gains less overlap; for "mps", 1e-6 by default.
 
     Returns:
-        States of n = ceil(log2(m)) qubits, in the dtype and on the device of ``x``; differentiable. The derivative of
-        "mps" is that of converged gates, which the default sweeps do not always reach, see
-        :class:`unbraid.quantum.staircase.Preparation`.
+        States of n = ceil(log2(m)) qubits, in the dtype and on the device of ``x``; differentiable. Where "mps" reaches
+        every vector its derivative is that of exact encoding. With fewer staircases it is that of converged gates,
+        which the sweeps do not always reach if there are several, see :class:`unbraid.quantum.staircase.Preparation`.
 
     Raises:
         InvalidInputError: if ``x`` is complex, empty, NaN or infinite, the encoding is unknown, or a setting is out of
@@ -212,13 +219,17 @@ def _staircases(vectors: Tensor, norm: Tensor, encoding: MPSEncoding) -> Encoded
     flat = vectors.reshape(-1, vectors.shape[-1]).double()
     exact = flat.detach().cpu()
     gates = fit_gates(exact, encoding.layers, encoding.sweeps, encoding.tolerance).to(flat.device)
-    states: Tensor = Preparation.apply(flat, gates)
+    n = qubits_for(vectors.shape[-1])
+    if reaches_all(n, encoding.layers):
+        states = flat + (prepared(gates, n) - flat).detach()
+    else:
+        states = Preparation.apply(flat, gates)
     fidelity = (states.detach() * flat.detach()).sum(dim=1).square().clamp(max=1)
     return Encoded(
         states.to(vectors.dtype).reshape(vectors.shape),
         norm,
         fidelity.to(vectors.dtype).reshape(norm.shape),
-        staircase_cnots(qubits_for(vectors.shape[-1]), encoding.layers),
+        staircase_cnots(n, encoding.layers),
         encoding,
         gates.reshape(*norm.shape, *gates.shape[1:]),
     )

@@ -4,8 +4,8 @@ One staircase prepares any real matrix product state of bond 2 exactly. Others i
 near the rest: each takes the state that the staircases behind it leave over, cut to bond 2 (Ran). Sweeps then polish
 all gates together, each gate becoming the best one for the others' values.
 
-With so many staircases that there are as many angles as entries, any real state is reached: 4 at six qubits, 10 at
-eight.
+With so many staircases that there are more angles than entries, any real state is reached: 4 at six qubits, 10 at
+eight, see :func:`reaches_all`.
 
 Legend: B states of N = 2^n entries, m gates; gates stand in the order in which they act on |0...0>.
 
@@ -50,6 +50,11 @@ def staircase(n: int, layers: int) -> Ansatz:
         layers = 1  # one gate does it
     steps = tuple((Gate("so", (wire, wire + 1)),) for wire in range(n - 2, -1, -1))
     return Ansatz((2,) * n, steps * layers)
+
+
+def reaches_all(n: int, layers: int) -> bool:
+    """Whether staircases prepare every real state: a gate has six angles, two of which its neighbours could hold."""
+    return 4 * len(staircase(n, layers).layers) > 2**n
 
 
 def fit_gates(states: Tensor, layers: int, sweeps: int, tolerance: float) -> Tensor:
@@ -157,9 +162,11 @@ class Preparation(torch.autograd.Function):
     """States to the states that fitted gates prepare, with the derivative of that fit.
 
     The gates are where the overlap f = <x, v> with the prepared state v is stationary. Moving x moves that point: with
-    the Jacobian J of v and the Hessian H of f in the gates' angles, dv/dx = -J H^+ J^T, a symmetric matrix. Where
-    the gates reach every state it is the projection on the tangent space of the sphere, as for exact encoding. It is
+    the Jacobian J of v and the Hessian H of f in the gates' angles, dv/dx = -J H^+ J^T, a symmetric matrix. It is
     exact once the sweeps have converged, and always finite.
+
+    Where the gates reach every state the fit is the identity up to rounding, but J is singular at states that data has
+    (zero pixels); such fits are differentiated as exact encoding instead.
     """
 
     @staticmethod
