@@ -105,6 +105,7 @@ def test_one_vector_one_entry_and_integers():
         (torch.ones(2, dtype=torch.complex64), "real"),
         (torch.tensor(1.0), "shape"),
         (torch.zeros(3, 0), "shape"),
+        (torch.tensor([3e38, 3e38]), "float64"),
     ],
 )
 def test_vectors_that_are_no_states_are_refused(x, words):

@@ -246,6 +246,20 @@ def test_inputs_that_cannot_be_run_are_refused(make: type) -> None:
             executor.run(circuits, x, 10)
 
 
+def test_wrong_makings_of_executors_are_refused() -> None:
+    for wrong, message in [
+        ({"backend": "fake_montreal"}, "BackendV2"),
+        ({"method": "exactly"}, "'matrix_product_state'"),
+        ({"seed": "a"}, "seed"),
+        ({"seed": 1.5}, "seed"),
+        ({"optimization_level": 7}, "optimization_level"),
+    ]:
+        with pytest.raises(InvalidInputError, match=message):
+            AerExecutor(**wrong)
+    with pytest.raises(InvalidInputError, match="seed"):
+        TorchExecutor("a")
+
+
 @pytest.mark.parametrize("executor", [TorchExecutor, AerExecutor])
 def test_several_circuits_run_on_every_vector(executor) -> None:
     circuits, x = [lopsided(seed=1), lopsided(seed=2)], units(3, 8)

@@ -12,6 +12,7 @@ from unbraid.quantum.encode import MPSEncoding, encode
 from unbraid.quantum.execute import TorchExecutor
 from unbraid.quantum.hybrid import QuantumLinear, merged, to_quantum
 from unbraid.quantum.samplers import AerExecutor, SamplerExecutor
+from unbraid.quantum.signs import Signs
 from unbraid.tensors import MPO
 
 
@@ -186,6 +187,14 @@ def test_wrong_uses_are_refused() -> None:
         to_quantum(layer, shots=0)
     with pytest.raises(InvalidInputError, match="TorchExecutor"):
         to_quantum(layer, SamplerExecutor(Broken()), readout="exact")
+    for executor in (3, "aer", TorchExecutor):
+        with pytest.raises(InvalidInputError, match="executor must be"):
+            to_quantum(layer, executor)
+    for wrong in (torch.ones(2), [], [layer, nn.Linear(4, 4)], nn.Linear(4, 4), 3):
+        with pytest.raises(InvalidInputError, match="takes a DisentangledLinear"):
+            QuantumLinear(wrong)
+    with pytest.raises(InvalidInputError, match="settings=2"):
+        to_quantum(layer, readout=Signs(2))
     with pytest.raises(InvalidInputError, match="8 features"):
         to_quantum(layer)(data(2, 7))
     with pytest.raises(InvalidInputError, match="finite"):

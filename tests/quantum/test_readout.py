@@ -8,7 +8,7 @@ import torch
 from unbraid.circuits import Circuit, brickwall, parse_ansatz
 from unbraid.ground.errors import ExecutionError, InvalidInputError
 from unbraid.quantum.encode import MPSEncoding, encode
-from unbraid.quantum.execute import Execution
+from unbraid.quantum.execute import Execution, sample_counts
 from unbraid.quantum.reading import apply_transposed
 from unbraid.quantum.readout import read_out
 from unbraid.quantum.reference import Reference, reference_states, solve_reference
@@ -135,6 +135,27 @@ def test_signs_on_wires_of_several_qubits() -> None:
     assert float(relative_squares(read.vectors, circuit(x).detach()).max()) < 1e-4
 
 
+@pytest.mark.parametrize("shots", [1_000, 10_000])
+@pytest.mark.parametrize("kind", ["dense", "uneven", "sparse"])
+def test_the_error_of_signs_holds_the_doubt_about_signs(kind, shots) -> None:
+    psi = inputs(100, 64)
+    if kind == "uneven":
+        psi = psi**3
+    elif kind == "sparse":
+        psi = psi * (torch.rand(psi.shape, generator=generator()) < 0.15)
+    psi = torch.nn.functional.normalize(psi, dim=1)
+    settings = settings_of(6)
+    counts = torch.stack([sample_counts(_hadamards(psi, s), shots // 7, generator(k)) for k, s in enumerate(settings)])
+    found, _, doubt = solve_signs(counts.double(), None, settings)
+    squares = (found * (found * psi).sum(dim=1, keepdim=True).sign() - psi).square().sum(dim=1)
+    claimed = doubt + 63 / (4 * shots)
+    assert 0.4 < float(squares.mean() / claimed.mean()) < 1.5
+    if kind == "dense" and shots == 10_000:
+        assert float(doubt.mean()) < 0.1 * 63 / (4 * shots)
+    if kind == "sparse":
+        assert float(doubt.mean()) > 10 * 63 / (4 * shots)
+
+
 def test_more_settings_average_the_noise_of_a_device() -> None:
     # a depolarised state with a coherent part that differs from setting to setting
     size, settings = 16, settings_of(4, 10)
@@ -146,7 +167,7 @@ def test_more_settings_average_the_noise_of_a_device() -> None:
         counts.append(1e6 * (0.6 * rotated**2 + 0.3 / size + 0.1 * other**2))
     errors = []
     for count in (5, 10):
-        vectors, noise = solve_signs(torch.stack(counts[:count]), None, settings[:count])
+        vectors, noise, _ = solve_signs(torch.stack(counts[:count]), None, settings[:count])
         vectors = vectors * (vectors * psi).sum(dim=1, keepdim=True).sign()
         errors.append(float((vectors - psi).norm(dim=1).mean()))
         assert ((noise > 0.2) & (noise < 0.5)).all()

@@ -210,6 +210,10 @@ def encode(
     require_finite(x, "x")
     n = qubits_for(x.shape[-1])
     vectors, norm = _normalised(pad(x, (0, 2**n - x.shape[-1])))
+    if not bool(torch.isfinite(norm.detach()).all()):
+        raise InvalidInputError(
+            f"The norm of a vector is more than {x.dtype} holds. Use float64, or scale the vectors."
+        )
     if isinstance(chosen, Amplitude) or n == 0:
         return Encoded(vectors, norm, torch.ones_like(norm, requires_grad=False), multiplexed_cnots(n), chosen)
     return _staircases(vectors, norm, chosen)

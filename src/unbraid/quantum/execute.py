@@ -79,6 +79,8 @@ class TorchExecutor:
     """
 
     def __init__(self, seed: int = 0) -> None:
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise InvalidInputError(f"seed must be an integer; got {seed!r}.")
         self.seed = seed
         self._calls = 0
 

@@ -111,14 +111,21 @@ class QuantumLinear(nn.Module):
         gradient: str = "none",
     ) -> None:
         super().__init__()
-        layers = [layer] if isinstance(layer, DisentangledLinear) else list(layer)
-        if not layers or not all(_joinable(first, second) for first, second in pairwise(layers)):
+        layers = list(layer) if isinstance(layer, Sequence) else [layer]
+        if not layers or not all(isinstance(each, DisentangledLinear) for each in layers):
+            raise InvalidInputError(
+                f"QuantumLinear takes a DisentangledLinear, or several in a row; got {type(layer).__name__}. Use "
+                "disentangle_layers first."
+            )
+        if not all(_joinable(first, second) for first, second in pairwise(layers)):
             raise InvalidInputError(
                 "Layers in a row need widths without padding, and linear circuits on the same wires between them; got "
                 f"{[(each.in_features, each.out_features) for each in layers]}."
             )
         self.layers = nn.ModuleList(layers)
         self.executor: Executor = TorchExecutor(seed) if executor is None else executor
+        if isinstance(self.executor, type) or not callable(getattr(self.executor, "run", None)):
+            raise InvalidInputError(f"executor must be one such as TorchExecutor() or AerExecutor(); got {executor!r}.")
         self.name = name
         self.encoding = encoding_of(encoding)
         self.readout = readout_of(readout)
@@ -145,9 +152,10 @@ class QuantumLinear(nn.Module):
         self._calls = 0
         for stage in self.stages():
             if isinstance(self.executor, SamplerExecutor):
-                self.executor.check_width(stage.circuit)
+                qubits = self.executor.check_width(stage.circuit)
             else:
-                count_qubits(stage.circuit)
+                qubits = count_qubits(stage.circuit)
+            self.readout.circuits(qubits)  # settings that this width does not have are refused here
 
     @property
     def in_features(self) -> int:

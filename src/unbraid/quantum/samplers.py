@@ -21,7 +21,7 @@ from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister
 from torch import Tensor
 
 from unbraid.circuits import Circuit
-from unbraid.ground.errors import InvalidInputError, require_extra
+from unbraid.ground.errors import InvalidInputError, require_choice, require_extra
 from unbraid.ground.random import stream, stream_seed
 from unbraid.quantum.convert import qubit_of, to_qiskit
 from unbraid.quantum.encode import Encoded, encode
@@ -123,6 +123,12 @@ class SamplerExecutor:
             raise InvalidInputError(
                 f"retrieve must be a function of a job's id, such as service.job; got {retrieve!r}."
             )
+        if backend is not None and not hasattr(backend, "target"):
+            raise InvalidInputError(
+                f"backend must be a Qiskit BackendV2, such as service.backend(name) returns; got {backend!r}."
+            )
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise InvalidInputError(f"seed must be an integer; got {seed!r}.")
         self.sampler = sampler
         self.backend = _backend_of(sampler) if backend is None else backend
         self.optimization_level = optimization_level
@@ -410,8 +416,10 @@ class AerExecutor(SamplerExecutor):
     ) -> None:
         primitives = require_extra("qiskit_aer.primitives", "aer")
         aer = require_extra("qiskit_aer", "aer")
-        if noise_model is None and backend is not None:
+        if noise_model is None and hasattr(backend, "target"):
             noise_model = require_extra("qiskit_aer.noise", "aer").NoiseModel.from_backend(backend)
+        methods = ("automatic", *aer.AerSimulator().available_methods())
+        require_choice(method, tuple(dict.fromkeys(methods)), "method")
         noise = {} if noise_model is None else {"noise_model": noise_model}
         self._simulator = aer.AerSimulator(method=method, **noise)
         self._sampler_class = primitives.SamplerV2

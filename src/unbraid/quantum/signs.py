@@ -15,11 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
+from scipy.special import expit
 from torch import Tensor
 
 from unbraid.circuits import Circuit
@@ -40,7 +42,8 @@ _FIRST_NOISE = 0.02
 class Signs:
     """Z on all qubits, and one Hadamard a circuit; for real circuits.
 
-    The error that it states is that of magnitudes: a wrong sign, likely with few shots or many zeros, is not in it.
+    Signs are found from outcome to outcome, so islands of large entries among zeros cannot be tied together; the error
+    that it states holds such doubts.
 
     Attributes:
         settings: circuits a vector, from n + 1 (one Hadamard each) to 2 n + 2 (then all qubits, then all but one); None
@@ -86,10 +89,10 @@ class Signs:
         anchor = Anchor(circuit, units)
         circuits = [with_hadamards(circuit, setting) for setting in settings]
         execution = executor.run(circuits, encode(anchor.states, encoding), each, generator=generator)
-        found, noise = solve_signs(*counts_of(execution, executor, units.device), settings)
+        found, noise, doubt = solve_signs(*counts_of(execution, executor, units.device), settings)
         psi = anchor.settle(found)
         variance = (units.shape[1] - 1) / (4 * each * len(settings) * (1 - noise).clamp(min=0.05))
-        return Reading(psi, anchor.lengths * variance.sqrt(), execution.circuits, execution.shots)
+        return Reading(psi, anchor.lengths * (variance + doubt).sqrt(), execution.circuits, execution.shots)
 
 
 def settings_of(qubits: int, count: int | None = None) -> list[Setting]:
@@ -116,7 +119,7 @@ def with_hadamards(circuit: Circuit, qubits: Setting) -> Circuit:
     return followed_by(circuit, [h if k in qubits else None for k in range(count_qubits(circuit))])
 
 
-def solve_signs(counts: Tensor, confusion: Tensor | None, settings: Sequence[Setting]) -> tuple[Tensor, Tensor]:
+def solve_signs(counts: Tensor, confusion: Tensor | None, settings: Sequence[Setting]) -> tuple[Tensor, Tensor, Tensor]:
     """Unit vectors of unknown overall sign, and shares of noise, that make counts most likely.
 
     Args:
@@ -125,16 +128,17 @@ def solve_signs(counts: Tensor, confusion: Tensor | None, settings: Sequence[Set
         settings: M of them.
 
     Returns:
-        Vectors, float64, shape (B, N), and shares of noise, shape (B,).
+        Vectors, float64, shape (B, N), shares of noise, shape (B,), and :func:`sign_doubt`, shape (B,).
     """
     _, batch, size = counts.shape
     n = size.bit_length() - 1
     if not batch:
-        return counts.new_zeros(0, size), counts.new_zeros(0)
+        return counts.new_zeros(0, size), counts.new_zeros(0), counts.new_zeros(0)
     matrices = [None] * len(counts) if confusion is None else list(confusion)
     back = [None if matrix is None else matrix.mT for matrix in matrices]
-    clean = torch.stack([unfolded(*each) for each in zip(counts[: n + 1], matrices, strict=False)]).cpu().numpy()
-    v = torch.from_numpy(np.stack([_first_vector(clean[:, b], n) for b in range(batch)])).to(counts)
+    clean = torch.stack([unfolded(*each) for each in zip(counts[: n + 1], matrices, strict=False)])
+    plain = clean.cpu().numpy()
+    v = torch.from_numpy(np.stack([_first_vector(plain[:, b], n) for b in range(batch)])).to(counts)
     v = v / torch.linalg.vector_norm(v, dim=1, keepdim=True)
     total = counts.sum(dim=(0, 2))
     noise = torch.full_like(total, _FIRST_NOISE)
@@ -154,7 +158,7 @@ def solve_signs(counts: Tensor, confusion: Tensor | None, settings: Sequence[Set
         v = moved
         if change < _TOLERANCE:
             break
-    return v, noise
+    return v, noise, sign_doubt(clean, v, noise)
 
 
 def _hadamards(x: Tensor, qubits: Setting) -> Tensor:
@@ -167,23 +171,68 @@ def _hadamards(x: Tensor, qubits: Setting) -> Tensor:
 
 def _first_vector(counts: np.ndarray, n: int) -> np.ndarray:
     """Magnitudes from the first setting, signs along the tree of the surest ones; counts of shape (n + 1, N)."""
-    size = 2**n
-    index = np.arange(size)
-    low, high, sure, sign = [], [], [], []
-    for k in range(n):
-        bit = size >> (k + 1)
-        a = index[(index & bit) == 0]
-        sums, differences = counts[k + 1, a], counts[k + 1, a | bit]
-        low.append(a)
-        high.append(a | bit)
-        sure.append(np.abs(sums - differences) / np.sqrt(sums + differences + 1))
-        sign.append(np.where(sums >= differences, 1.0, -1.0))
-    rows, columns = np.concatenate(low), np.concatenate(high)
-    strength, signs = np.concatenate(sure), np.concatenate(sign)
-    price = coo_matrix((strength.max() + 1 - strength, (rows, columns)), shape=(size, size)).tocsr()
-    table = coo_matrix((signs, (rows, columns)), shape=(size, size)).tocsr()
-    order, before = breadth_first_order(minimum_spanning_tree(price), int(np.argmax(counts[0])), directed=False)
-    found = np.ones(size)
+    low, high, setting = _pairs(n)
+    sums, differences = counts[setting, low], counts[setting, high]
+    order, before = _tree(np.abs(sums - differences) / np.sqrt(sums + differences + 1), n, int(np.argmax(counts[0])))
+    signs = np.where(sums >= differences, 1.0, -1.0)
+    table = coo_matrix((signs, (low, high)), shape=(2**n, 2**n)).tocsr()
+    found = np.ones(2**n)
     for b in order[1:]:
         found[b] = found[before[b]] * table[min(b, before[b]), max(b, before[b])]
     return found * np.sqrt(counts[0] + 0.5)  # never zero: what was not seen may still be there
+
+
+def sign_doubt(counts: Tensor, v: Tensor, noise: Tensor) -> Tensor:
+    """Expected squared error of unit vectors from signs that may be wrong, at most 2.
+
+    Turning the signs of some outcomes changes the likelihood by what single Hadamards saw on the pairs between these
+    and the others. The doubt adds up all branches of the tree of the surest pairs, each with its probability.
+
+    Args:
+        counts: of the first n + 1 settings, shape (n + 1, B, N).
+        v: the vectors found, shape (B, N).
+        noise: their shares of noise, shape (B,).
+
+    Returns:
+        Shape (B,).
+    """
+    batch, size = v.shape
+    n = size.bit_length() - 1
+    low, high, setting = _pairs(n)
+    seen = torch.stack([_hadamards(v, (k,)) for k in range(n)])
+    there = ((1 - noise)[:, None] * seen**2 + noise[:, None] / size).cpu().numpy()
+    clean, squares = counts.cpu().numpy(), (v**2).cpu().numpy()
+    # log-likelihood ratio of a pair as it is to one of them turned
+    weights = (clean[setting, :, low] - clean[setting, :, high]) * np.log(
+        there[setting - 1, :, low] / there[setting - 1, :, high]
+    )
+    doubt = np.zeros(batch)
+    for b in range(batch):
+        weight = weights[:, b]
+        order, before = _tree(weight.clip(min=0), n, int(np.argmax(squares[b])))
+        branch = np.eye(size, dtype=bool)
+        for node in order[:0:-1]:
+            branch[before[node]] |= branch[node]
+        branch = branch[order[1:]]
+        cost = (branch[:, low] != branch[:, high]) @ weight
+        mass = branch @ squares[b]
+        doubt[b] = (4 * np.minimum(mass, 1 - mass) * expit(-cost)).sum()
+    return torch.from_numpy(doubt).to(v).clamp(max=2)
+
+
+@lru_cache(maxsize=16)
+def _pairs(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Outcomes that differ in one qubit, the lower first, and the setting with a Hadamard on it."""
+    index = np.arange(2**n)
+    bits = [2 ** (n - 1 - k) for k in range(n)]
+    low = np.concatenate([index[(index & bit) == 0] for bit in bits])
+    step = np.repeat(bits, 2 ** (n - 1))
+    return low, low + step, np.repeat(np.arange(1, n + 1), 2 ** (n - 1))
+
+
+def _tree(strength: np.ndarray, n: int, root: int) -> tuple[np.ndarray, np.ndarray]:
+    """The spanning tree of the strongest pairs: outcomes from the root outwards, and the one before each."""
+    low, high, _ = _pairs(n)
+    price = coo_matrix((strength.max() + 1 - strength, (low, high)), shape=(2**n, 2**n)).tocsr()
+    order, before = breadth_first_order(minimum_spanning_tree(price), root, directed=False)
+    return order, before
