@@ -176,6 +176,7 @@ def test_table2_tries_each_suspect_alone(tmp_path, monkeypatch):
     small = table2.Settings(
         training=tnn.Training(epochs=20, lr=1e-2),
         healing=once,
+        depth=2,
         sweeps=20,
         tomography_shots=729 * 20,
         tomography_images=5,
@@ -186,8 +187,14 @@ def test_table2_tries_each_suspect_alone(tmp_path, monkeypatch):
     content, sections, text = made("table2", tmp_path, None, 1)
     rows = {row["name"]: row for row in content["rows"]}
     assert [row["paper"]["value"] for row in content["rows"][:5]] == [0.926, 0.926, 0.924, 0.947, 0.936]
-    assert rows["original TNN"]["parameters"] == 80 + 128 + 650
-    for network in ("disentangled", "trained gates"):
+    parameters = {name: rows[f"{name}, quantum"]["parameters"] for name in (table2.MERGED, table2.AROUND)}
+    gates, rest, core, mpo = 2 * 2016, 128 + 650, 24, 80
+    assert parameters == {table2.MERGED: gates + rest + core, table2.AROUND: gates + rest + mpo}
+    assert rows["original TNN"]["parameters"] == mpo + rest
+    assert rows[f"{table2.SMALL}, quantum"]["cnots"] == [[10, 10]]
+    for network in (table2.AROUND, table2.SMALL, table2.NOISELESS):
+        assert rows[f"{network}: exact"]["lost"] == [0]
+    for network in table2.SUSPECTED:
         assert rows[f"{network}: exact"]["lost"] == [0]
         # four staircases prepare every vector
         assert abs(rows[f"{network}: MPS encoding, 4 staircases"]["lost"][0]) <= 0.1
@@ -197,14 +204,25 @@ def test_table2_tries_each_suspect_alone(tmp_path, monkeypatch):
 
 
 def test_execution_on_noisy_devices(tmp_path, mnist_dir, monkeypatch):
-    small = execution.Settings(encoded=2, layers=((1,), (1,)), images=1, taught=1, shots=2_000)
+    small = execution.Settings(encoded=2, layers=((1,), (1,)), images=1, taught=1, shots=2_000, compared=2, read=0.01)
     ways = (execution.WAYS[2], execution.WAYS[6])
     monkeypatch.setattr(execution, "WAYS", ways)
     monkeypatch.setattr(execution, "DEVICES", ("fake_montreal",))
     monkeypatch.setitem(module.RECIPES, "execution", dataclasses.replace(execution.RECIPE, quick=small))
     content, sections, _ = made("execution", tmp_path, mnist_dir, 1)
-    assert [section.heading for section in sections] == ["Staircases", "fake_montreal"]
-    encodings, devices = content["rows"][:2], content["rows"][2:]
+    assert [section.heading for section in sections] == [
+        "Staircases",
+        "Readouts of images behind a circuit",
+        "Readouts of states that are not prepared exactly",
+        "fake_montreal",
+    ]
+    encodings, readouts, prepared = content["rows"][:2], content["rows"][2:8], content["rows"][8:17]
+    devices = content["rows"][17:]
+    assert all(0.99 < row["cosine"] <= 1 for row in encodings[:1])
+    assert {row["name"].split(": ")[1] for row in readouts} == {"reference", "signs"}
+    assert all(0.5 < row["mean"] < 2 for row in readouts)
+    errors = {row["name"]: row["mean"] for row in prepared}
+    assert errors["prepared exact, reference"] < 0.1 < errors["prepared exact, product reference"]
     assert [row["cnots"] for row in encodings] == [9, 13]
     assert [(row["circuits"], row["calibration"]) for row in devices] == [(7, 0), (18, 2)]
     assert all(0 < row["mean"] < 2 for row in devices)

@@ -10,6 +10,7 @@ from unbraid.quantum.pennylane import from_pennylane, to_pennylane
 from unbraid.quantum.readout import ReadOut, read_out
 from unbraid.quantum.reference import Reference
 from unbraid.quantum.samplers import AerExecutor, SamplerExecutor
+from unbraid.quantum.shot_noise import shot_noise
 from unbraid.quantum.signs import Signs
 from unbraid.quantum.store import ResultsStore
 from unbraid.quantum.synthesis import synthesize_orthogonal
@@ -40,6 +41,7 @@ __all__ = [
     "from_qiskit",
     "read_out",
     "read_qpy",
+    "shot_noise",
     "synthesize_orthogonal",
     "to_pennylane",
     "to_qasm3",
