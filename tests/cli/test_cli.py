@@ -416,8 +416,8 @@ def test_reproduce_says_what_is_wrong(run, tmp_path, arguments, text):
     assert text in error
 
 
-@pytest.mark.parametrize("answer", ["n", "--yes"])
-def test_a_device_is_paid_for_only_after_asking(tmp_path, monkeypatch, answer):
+@pytest.mark.parametrize(("answer", "mode"), [("n", "job"), ("n", "session"), ("--yes", "job"), ("--yes", "batch")])
+def test_a_device_is_paid_for_only_after_asking(tmp_path, monkeypatch, answer, mode):
     standin = pytest.importorskip("qiskit_ibm_runtime.fake_provider")
     from typer.testing import CliRunner
 
@@ -437,6 +437,9 @@ def test_a_device_is_paid_for_only_after_asking(tmp_path, monkeypatch, answer):
             raise KeyError(name)
 
     monkeypatch.setattr("qiskit_ibm_runtime.QiskitRuntimeService", Service)
+    closed = []
+    for kind in ("Batch", "Session"):
+        monkeypatch.setattr(f"qiskit_ibm_runtime.{kind}.close", lambda self: closed.append(type(self).__name__))
     layer = tensorize(torch.nn.Linear(4, 4), "all-linear", max_bond=2, sites="qubits")
     save_pretrained(disentangle_layers(layer, "all-linear", 1, max_sweeps=3), tmp_path / "model")
     save_file({"x": torch.randn(2, 4), "y": torch.tensor([0, 1])}, tmp_path / "data.safetensors")
@@ -451,9 +454,12 @@ def test_a_device_is_paid_for_only_after_asking(tmp_path, monkeypatch, answer):
         "0",
     ]
     arguments += ["--backend", backend.name, "--shots", "100", "--out", tmp_path / "out"]
-    more = ["--yes"] if answer == "--yes" else []
+    more = ["--mode", mode, "--price", "1.6", *(["--yes"] if answer == "--yes" else [])]
     found = CliRunner().invoke(app, [*map(str, arguments), *more], input="n\n")
     assert ("Go on?" in found.output) == (answer == "n")
+    assert "At the price given they cost" in " ".join(found.output.split())
+    assert ("at the price given" in found.output) == (answer == "n")
+    assert closed == ([] if mode == "job" else [mode.capitalize()])
     assert (found.exit_code == 0) == (answer == "--yes"), found.output
     assert (tmp_path / "out/report.json").exists() == (answer == "--yes")
     wrong = CliRunner().invoke(app, [*map(str, arguments[:-6]), "--limit", "0", "--backend", "nowhere"])

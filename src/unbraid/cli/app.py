@@ -8,6 +8,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -77,6 +78,14 @@ class ExecutorName(StrEnum):
     torch = "torch"
     aer = "aer"
     ibm = "ibm"
+
+
+class Mode(StrEnum):
+    """How jobs are queued."""
+
+    job = "job"
+    batch = "batch"
+    session = "session"
 
 
 class EncodingName(StrEnum):
@@ -318,6 +327,9 @@ def run(
     backend: Annotated[
         str | None, typer.Option(help="aer: simulate this device with its noise, such as fake_montreal. ibm: its name.")
     ] = None,
+    mode: Annotated[
+        Mode, typer.Option(help="ibm: each job queues by itself, or all in a batch or session.")
+    ] = Mode.job,
     encoding: Annotated[
         EncodingName, typer.Option(help="amplitude: exact. mps: staircases of gates on neighbouring qubits.")
     ] = EncodingName.amplitude,
@@ -350,6 +362,8 @@ def run(
         raise typer.BadParameter("--readout exact is a simulation in torch; use --executor torch, or another readout")
     if executor is ExecutorName.torch and (backend is not None or mitigate_readout):
         raise typer.BadParameter("--backend and --mitigate-readout go with --executor aer or ibm")
+    if mode is not Mode.job and executor is not ExecutorName.ibm:
+        raise typer.BadParameter("--mode goes with --executor ibm")
     if layers is not None and encoding is not EncodingName.mps:
         raise typer.BadParameter("--layers goes with --encoding mps")
     if not limit >= 0:
@@ -362,22 +376,16 @@ def run(
             raise typer.BadParameter("--images must be at least 1")
         x, y = x[:images], y[:images]
     chosen = MPSEncoding(3 if layers is None else layers) if encoding is EncodingName.mps else encoding.value
-    hybrid = to_quantum(
-        network,
-        _executor(executor, backend, seed, mitigate_readout, place),
-        encoding=chosen,
-        readout=readout.value,
-        shots=shots,
-        seed=seed,
-    )
-    cost = estimate_cost(hybrid, len(x), price_per_second=price)
-    if not quiet:
-        console.print(cost.describe(), highlight=False)
-    if executor is ExecutorName.ibm and cost.seconds > limit and not yes:
-        money = "" if cost.money is None else f", at the price given {cost.money:,.2f}"
-        typer.confirm(f"This takes about {cost.seconds:,.0f} seconds of the device{money}. Go on?", abort=True)
-    with shown(quiet):
-        report = evaluate(hybrid, (x, y), name=f"{model} on {data}")
+    with _executor(executor, backend, mode, seed, mitigate_readout, place) as chosen_executor:
+        hybrid = to_quantum(network, chosen_executor, encoding=chosen, readout=readout.value, shots=shots, seed=seed)
+        cost = estimate_cost(hybrid, len(x), price_per_second=price)
+        if not quiet:
+            console.print(cost.describe(), highlight=False)
+        if executor is ExecutorName.ibm and cost.seconds > limit and not yes:
+            money = "" if cost.money is None else f", at the price given {cost.money:,.2f}"
+            typer.confirm(f"This takes about {cost.seconds:,.0f} seconds of the device{money}. Go on?", abort=True)
+        with shown(quiet):
+            report = evaluate(hybrid, (x, y), name=f"{model} on {data}")
     if data not in DATASETS:
         report.notes.append(
             "All rows of the file were run; an accuracy on rows that a network was healed on is no test."
@@ -386,18 +394,22 @@ def run(
     _finish(report.table(), out, quiet, facts=report.facts())
 
 
-def _executor(name: ExecutorName, backend: str | None, seed: int, mitigate_readout: bool, place: Path) -> Any:
+def _executor(
+    name: ExecutorName, backend: str | None, mode: Mode, seed: int, mitigate_readout: bool, place: Path
+) -> AbstractContextManager[Any]:
     """What runs the circuits; samplers keep their results in the folder, so that an interrupted run goes on."""
     from unbraid.quantum import AerExecutor, TorchExecutor
     from unbraid.quantum.backends import fake_backend, ibm_executor
 
     if name is ExecutorName.torch:
-        return TorchExecutor(seed)
+        return nullcontext(TorchExecutor(seed))
     store = place / "results.sqlite"
     if name is ExecutorName.ibm:
         if backend is None:
             raise typer.BadParameter("--executor ibm needs --backend: the device's name, or least_busy")
-        return ibm_executor(backend, store=store, mitigate_readout=mitigate_readout, optimization_level=3)
+        return ibm_executor(
+            backend, mode=mode.value, store=store, mitigate_readout=mitigate_readout, optimization_level=3
+        )
     device = None if backend is None else fake_backend(backend)
     # with noise, one density matrix is cheaper than a trajectory a shot
     method = "automatic" if device is None else "density_matrix"

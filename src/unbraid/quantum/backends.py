@@ -8,8 +8,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from unbraid.ground.errors import ExecutionError, InvalidInputError, require_extra
+from unbraid.ground.errors import ExecutionError, InvalidInputError, require_choice, require_extra
 from unbraid.quantum.samplers import SamplerExecutor
+
+MODES = ("job", "batch", "session")
 
 
 def fake_backend(name: str) -> Any:
@@ -35,29 +37,31 @@ def _sampler_class(runtime: Any) -> Any:
         return runtime.SamplerV2
 
 
-def ibm_executor(name: str, **options: Any) -> SamplerExecutor:
-    """Circuits on one of IBM's devices, in job mode, with the account that was saved for qiskit-ibm-runtime.
-
-    For a session or a batch make the sampler yourself: ``SamplerExecutor(Sampler(mode=session), backend=backend,
-    retrieve=service.job)``.
+def ibm_executor(name: str, *, mode: str = "job", **options: Any) -> SamplerExecutor:
+    """Circuits on one of IBM's devices, with the account that was saved for qiskit-ibm-runtime.
 
     Args:
         name: of the device, or "least_busy".
+        mode: "job": every job queues by itself. "batch": jobs are scheduled together. "session": the device is kept
+            from the first job to the end, which is billed as a whole. Batches and sessions must be closed: use the
+            executor in a ``with`` statement, or call its ``close``.
         options: of :class:`unbraid.SamplerExecutor`; jobs of an earlier process are collected through the service.
 
     Raises:
-        InvalidInputError: if there is no such device.
+        InvalidInputError: if there is no such device or mode.
         ExecutionError: if there is no account or no connection.
         MissingExtraError: if qiskit-ibm-runtime is not installed.
     """
     runtime = require_extra("qiskit_ibm_runtime", "ibm")
+    require_choice(mode, MODES, "mode")
     try:
         service = runtime.QiskitRuntimeService()
         names = sorted(backend.name for backend in service.backends(simulator=False, operational=True))
         if name != "least_busy" and name not in names:
             raise InvalidInputError(f"This account has no device {name!r}; it has {', '.join(names) or 'none'}.")
         backend = service.least_busy(simulator=False) if name == "least_busy" else service.backend(name)
-        sampler = _sampler_class(runtime)(mode=backend)
+        place = {"batch": runtime.Batch, "session": runtime.Session}
+        sampler = _sampler_class(runtime)(mode=place[mode](backend) if mode in place else backend)
     except InvalidInputError:
         raise
     except Exception as error:  # whatever the vendor's library raises

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import is_dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -58,7 +58,8 @@ class SamplerExecutor:
     """Complete circuits (state preparation, circuit, measurement) on any Qiskit ``BaseSamplerV2``.
 
     Circuits that differ only in the angles of their state preparation share one parametrised circuit, which is
-    transpiled once and kept; the angles travel as parameter values.
+    transpiled once and kept; the angles travel as parameter values. As a context manager it closes the session or batch
+    of its sampler at the end.
 
     Args:
         sampler: from Qiskit, qiskit-aer, qiskit-ibm-runtime (whose ``SamplerV2`` takes a backend, a session or a
@@ -145,6 +146,18 @@ class SamplerExecutor:
         self.extrapolate: Extrapolator = Polynomial() if extrapolate is None else extrapolate
         self._exact: np.ndarray | None = None  # what an extrapolator learns from
         self._misread: dict[int, np.ndarray] = {}  # physical qubit to (seen, true) probabilities
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the session or batch that the sampler runs in, where it tells one; jobs under way go on."""
+        close = getattr(getattr(self.sampler, "mode", None), "close", None)
+        if callable(close):
+            close()
 
     def __repr__(self) -> str:
         backend = "" if self.backend is None else f", backend={getattr(self.backend, 'name', self.backend)!r}"
