@@ -1,5 +1,6 @@
 """Circuits on simulators and quantum computers: the only room that imports Qiskit."""
 
+from unbraid.quantum.backends import fake_backend, ibm_executor
 from unbraid.quantum.convert import from_qasm3, from_qiskit, read_qpy, to_qasm3, to_qiskit, write_qpy
 from unbraid.quantum.cost import Cost, count_gates, estimate_cost
 from unbraid.quantum.encode import Encoded, MPSEncoding, encode
@@ -36,9 +37,11 @@ __all__ = [
     "count_gates",
     "encode",
     "estimate_cost",
+    "fake_backend",
     "from_pennylane",
     "from_qasm3",
     "from_qiskit",
+    "ibm_executor",
     "read_out",
     "read_qpy",
     "shot_noise",

@@ -95,7 +95,7 @@ class ReadOut:
         vectors: circuit(x) with its norm, shape (..., N).
         standard_error: estimated root of the expected squared L2 error of each vector, from the finite number of shots
             alone (no gate errors, no error of the encoding), shape (...).
-        circuits: circuits run for all vectors.
+        circuits: circuits that the vectors rest on, some of which a store may have held.
         shots: shots of all circuits.
     """
 

@@ -304,6 +304,8 @@ class SamplerExecutor:
     ) -> Execution:
         """Teach a :class:`~unbraid.quantum.mitigation.Learned` extrapolator from circuits whose result the host knows.
 
+        It runs every circuit on every vector at every noise factor; :func:`unbraid.estimate_cost` does not foresee it.
+
         Args:
             circuit: as of :meth:`run`, small enough to be simulated here.
             vectors: as of :meth:`run`; other ones than will be asked about.
