@@ -20,7 +20,7 @@ from tests.quantum.standin import TOKEN, Service
 from unbraid.circuits import Circuit, brickwall
 from unbraid.ground.errors import ExecutionError, FileFormatError, InvalidInputError, OutputError
 from unbraid.ground.manifest import build_manifest
-from unbraid.quantum.jobs import Limits
+from unbraid.quantum.jobs import Limits, _lives
 from unbraid.quantum.programs import Program, Template
 from unbraid.quantum.samplers import AerExecutor, SamplerExecutor
 from unbraid.quantum.store import ResultsStore
@@ -61,6 +61,10 @@ def test_jobs_keep_within_their_limits():
         {"backoff": float("nan")},
         {"timeout": 0},
         {"retrieve": 3},
+        {"timeout": float("inf")},
+        {"timeout": True},
+        {"backoff": True},
+        {"jobs_at_once": 0},
         {"store": 3},
         {"store": "/not/there/store.sqlite"},
     ],
@@ -211,7 +215,7 @@ def test_a_process_that_ends_while_it_submits_leaves_a_ticket(tmp_path):
 
     service.on_submit = die
     with pytest.raises(KeyboardInterrupt):
-        executor(service, store=tmp_path / "store").run(circuit(), x, 100)
+        executor(service, store=tmp_path / "store", retrieve=service.job).run(circuit(), x, 100)
     service.on_submit = lambda: None
     store = ResultsStore(tmp_path / "store")
     with pytest.raises(ExecutionError, match=r"Look at your provider's list of jobs"):
@@ -232,17 +236,102 @@ def test_an_earlier_job_that_failed_is_run_anew(tmp_path):
     assert ResultsStore(tmp_path / "store").pending() == {}
 
 
-def test_a_job_with_too_few_shots_is_named(tmp_path):
+def test_results_beside_a_bad_one_are_kept(tmp_path):
+    service, x = Service(), units(4)
+    service.short = {1}  # the second circuit of every job
+    run = {"store": tmp_path / "store", "max_circuits": 4, "retrieve": service.job}
+    with pytest.raises(ExecutionError, match=r"90 shots where 100.*This is job job-0. Its other results are kept"):
+        executor(service, **run).run(circuit(), x, 100)
+    assert len(ResultsStore(tmp_path / "store")) == 3
+    service.short = set()
+    executor(service, **run).run(circuit(), x, 100)
+    assert service.circuits == 5
+    service.short = {0}
+    with pytest.raises(ExecutionError, match=r"90 shots where 100.*This is job job-2\.$"):
+        executor(service).run(circuit(), x, 100)
+
+
+@pytest.mark.parametrize("fault", [TimeoutError("no answer"), RuntimeError("no answer"), "job_id"])
+def test_a_submission_that_may_have_come_through_is_not_repeated(tmp_path, fault):
     service, x = Service(), units(2)
-    service.most_shots = 90
-    with pytest.raises(ExecutionError, match=r"90 shots where 100.*This is job job-0.*forget\('job-0'\)"):
-        executor(service, store=tmp_path / "store").run(circuit(), x, 100)
-    service.most_shots = None
-    with pytest.raises(ExecutionError, match=r"90 shots where 100.*This is job job-0"):
+
+    def lost():
+        service.on_submit = lambda: None
+        if fault == "job_id":
+            service.id_faults = [ConnectionError("no answer")]
+        else:
+            raise fault from ConnectionError("reset")
+
+    service.on_submit = lost
+    with pytest.raises(ExecutionError, match=r"may have accepted them. Look at your provider's list of jobs"):
         executor(service, store=tmp_path / "store", retrieve=service.job).run(circuit(), x, 100)
-    ResultsStore(tmp_path / "store").forget("job-0")
+    store = ResultsStore(tmp_path / "store")
+    (ticket,) = store.pending()
+    store.submitted(ticket, "job-0")
+    executor(service, store=store, retrieve=service.job).run(circuit(), x, 100)
+    assert (service.circuits, store.pending()) == (2, {})
+
+
+def test_a_job_that_could_be_fetched_is_not_given_up_without_the_means(tmp_path):
+    service, x = Service(), units(2)
+    service.result_faults = [KeyboardInterrupt()]
+    with pytest.raises(KeyboardInterrupt):
+        executor(service, store=tmp_path / "store", retrieve=service.job).run(circuit(), x, 100)
+    with pytest.raises(ExecutionError, match=r"job-0 was submitted before and can be fetched.*Give retrieve="):
+        executor(service, store=tmp_path / "store").run(circuit(), x, 100)
     executor(service, store=tmp_path / "store", retrieve=service.job).run(circuit(), x, 100)
-    assert service.circuits == 4
+    assert service.circuits == 2
+
+
+@pytest.mark.parametrize("fetched", [False, True])
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.2])
+def test_two_runs_on_one_store_share_the_work(tmp_path, fetched, delay):
+    service, x = Service(), units(8)
+    service.on_submit = lambda: time.sleep(0.05)
+    service.on_result = lambda: time.sleep(0.05)
+    found, options = {}, {"retrieve": service.job} if fetched else {}
+
+    def one(name):
+        run = executor(service, store=tmp_path / "store", jobs_at_once=2, **options)
+        found[name] = run.run(circuit(), x, 100).counts
+
+    threads = [threading.Thread(target=one, args=(name,)) for name in range(2)]
+    for thread in threads:
+        thread.start()
+        time.sleep(delay)
+    for thread in threads:
+        thread.join()
+    assert service.circuits == 8
+    assert torch.equal(found[0], found[1])
+    assert ResultsStore(tmp_path / "store").pending() == {}
+
+
+def test_notes_of_a_process_that_ended_are_told_from_those_of_one_that_runs(tmp_path):
+    code = "import sys; from unbraid.quantum.store import *; from unbraid.quantum.jobs import *\n"
+    code += "print(ResultsStore(sys.argv[1]).claim([Entry('a', 'meas', 8, 10)], retrievable=False), flush=True)\n"
+    code += "sys.stdin.read()"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(["src", "."])}
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "store"],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    ticket = other.stdout.readline().strip()
+    noted = ResultsStore(tmp_path / "store").pending()[ticket]
+    assert _lives(ticket, noted)
+    assert ResultsStore(tmp_path / "store").claim(noted.entries, retrievable=False) is None
+    other.communicate()
+    assert not _lives(ticket, noted)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_so_many_jobs_are_under_way_at_once(at_once):
+    service, most = Service(), []
+    service.on_submit = lambda: most.append(len(service.jobs) - service.collected)
+    executor(service, jobs_at_once=at_once).run(circuit(), units(12), 100)
+    assert max(most) == at_once
 
 
 def test_a_job_that_cannot_be_fetched_is_not_submitted_again(tmp_path):
@@ -317,7 +406,7 @@ def test_a_damaged_or_foreign_store_is_refused(tmp_path, damage):
                 file.execute("UPDATE about SET version = 99")
             elif damage in ("jobs", "no jobs"):
                 content = "[1, 2" if damage == "jobs" else None
-                file.execute("INSERT INTO jobs VALUES ('job', ?, 'now', 1)", (content,))
+                file.execute("INSERT INTO jobs VALUES ('job', ?, 'now', 1, 1, 'here', 1)", (content,))
                 file.execute("DELETE FROM results")
             else:
                 content = {"entry": bytes(64), "word": "abc", "nothing": None}[damage]

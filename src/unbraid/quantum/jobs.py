@@ -2,16 +2,19 @@
 
 Programs that are equal in everything run once. They are packed into jobs in their order, whatever the store holds, so
 a resumed run makes the same jobs. A job is noted in the store before it is submitted and gets its id afterwards; its
-counts replace that note in one transaction. What is in the store is not run. Noted jobs that hold wanted programs are
-collected first, where the sampler's service can do that, however they were packed.
+counts replace that note in one transaction. What is in the store, or noted by another process, is not run. Noted jobs
+that hold wanted programs are collected first, where the sampler's service can do that, however they were packed.
 """
 
 from __future__ import annotations
 
+import math
+import os
+import platform
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +23,13 @@ import numpy as np
 from unbraid.ground import progress
 from unbraid.ground.errors import ExecutionError, InvalidInputError, UnbraidError
 from unbraid.quantum.programs import Program
-from unbraid.quantum.store import Counts, Entry, ResultsStore
+from unbraid.quantum.store import Counts, Entry, Pending, ResultsStore
 
 # IBM's job validation accepts every job below these; larger ones may be refused (documentation, "Job limits").
 TWO_QUBIT_GATES_PER_JOB = 10_000
 SHOTS_PER_JOB = 5_000_000
 CIRCUITS_PER_JOB = 100
+_POLL_SECONDS = 0.2
 CALIBRATION_SHOTS = 100_000  # of each of the two circuits that tell how qubits are misread
 
 
@@ -81,8 +85,10 @@ class Patience:
             raise InvalidInputError(f"retries must be an integer of at least 0; got {self.retries!r}.")
         if not _is_number(self.backoff) or not 0 <= self.backoff < float("inf"):
             raise InvalidInputError(f"backoff must be a number of seconds, 0 or more; got {self.backoff!r}.")
-        if self.timeout is not None and not (_is_number(self.timeout) and self.timeout > 0):
-            raise InvalidInputError(f"timeout must be a positive number of seconds, or None; got {self.timeout!r}.")
+        if self.timeout is not None and not (_is_number(self.timeout) and 0 < self.timeout <= threading.TIMEOUT_MAX):
+            raise InvalidInputError(
+                f"timeout must be a positive number of seconds, or None to wait for ever; got {self.timeout!r}."
+            )
 
 
 def _is_number(value: object) -> bool:
@@ -96,6 +102,34 @@ class TimedOutError(ExecutionError):
 Submit = Callable[[list[Any], int], Any]  # PUBs and the position of the job to a job
 
 
+@dataclass
+class _Flight:
+    """A job that was submitted.
+
+    Attributes:
+        programs: of the job, in order.
+        entries: what they return.
+        number: of the job in its run.
+        job: the sampler's.
+        name: its id.
+        ticket: its place in the store before it had an id.
+        attempts: submissions so far.
+        unnoted: why the store does not know the id, if it does not.
+    """
+
+    programs: Sequence[Program]
+    entries: Sequence[Entry]
+    number: int
+    job: Any
+    name: str
+    ticket: str
+    attempts: int
+    unnoted: UnbraidError | None = None
+
+
+_alive: set[str] = set()  # tickets and ids of jobs that this process waits for now
+
+
 class JobRunner:
     """Runs programs job by job.
 
@@ -106,6 +140,7 @@ class JobRunner:
         patience: with failures.
         store: where results are kept, or None.
         retrieve: a job by its id, such as ``QiskitRuntimeService.job``; None where jobs end with the process.
+        at_once: jobs under way at most.
     """
 
     def __init__(
@@ -116,9 +151,11 @@ class JobRunner:
         patience: Patience,
         store: ResultsStore | None = None,
         retrieve: Callable[[str], Any] | None = None,
+        at_once: int = 1,
     ) -> None:
         self.name, self.submit, self.limits, self.patience = name, submit, limits, patience
-        self.store, self.retrieve = store, retrieve
+        self.store, self.retrieve, self.at_once = store, retrieve, at_once
+        self._held: set[str] = set()  # of _alive
 
     def run(self, programs: Sequence[Program], size: int, salt: str = "") -> tuple[Counts, tuple[str, ...]]:
         """Counts of programs, shape (programs, size), and the ids of the jobs that brought them now.
@@ -139,97 +176,200 @@ class JobRunner:
         unique = list(dict(zip(keys, programs, strict=True)).values())
         entries = [_entry(key, program, size) for key, program in zip(position, unique, strict=True)]
         counts = np.zeros((len(unique), size), dtype=np.int64)
-        with progress.task("circuits", len(unique)) as advance:
-            jobs = self._collect([entry.key for entry in entries])
-            for number, members in enumerate(self.limits.pack(unique)):
-                rows = {} if self.store is None else self.store.get([entries[k].key for k in members])
-                missing = [k for k in members if entries[k].key not in rows]
-                if missing:
-                    found, job = self._one_job([unique[k] for k in missing], [entries[k] for k in missing], number)
-                    jobs.append(job)
-                    rows |= found
-                for k in members:
-                    row = rows[entries[k].key]
-                    if len(row) != size:
-                        raise ExecutionError(f"The results store holds {len(row)} outcomes where {size} are expected.")
-                    counts[k] = row
-                advance(len(members))
+        try:
+            jobs = self._run(unique, entries, counts)
+        finally:
+            _alive.difference_update(self._held)
         return counts[[position[key] for key in keys]], tuple(jobs)
 
-    def _one_job(
-        self, programs: Sequence[Program], entries: Sequence[Entry], number: int
-    ) -> tuple[dict[str, Counts], str]:
-        """Counts of programs by key, and the id of the job that brought them."""
-        job, name, ticket = None, "", ""
+    def _run(self, unique: Sequence[Program], entries: Sequence[Entry], counts: Counts) -> list[str]:
+        """Fill in the counts; the ids of the jobs that brought them now."""
+        jobs: list[str] = []
+        under_way: deque[tuple[range, _Flight | None]] = deque()
+        with progress.task("circuits", len(unique)) as advance:
+
+            def land() -> None:
+                members, flight = under_way.popleft()
+                rows: dict[str, Counts] = {}
+                if flight is not None:
+                    rows = self._finish(flight)
+                    jobs.append(flight.name)
+                if self.store is not None:
+                    rows = self.store.get([entries[k].key for k in members])
+                for k in members:
+                    row = rows[entries[k].key]
+                    if len(row) != entries[k].size:
+                        raise ExecutionError(
+                            f"The results store holds {len(row)} outcomes where {entries[k].size} are expected."
+                        )
+                    counts[k] = row
+                advance(len(members))
+
+            jobs += self._collect([entry.key for entry in entries])
+            for number, members in enumerate(self.limits.pack(unique)):
+                if len(under_way) >= self.at_once:
+                    land()
+                while (claimed := self._claim([entries[k] for k in members])) is None:
+                    # another process measures some of them now; it may wait for what this one has under way
+                    while under_way:
+                        land()
+                    jobs += self._collect([entries[k].key for k in members])
+                missing, ticket = claimed
+                flight = None
+                if missing:
+                    chosen = [k for k in members if entries[k].key in missing]
+                    flight = self._send([unique[k] for k in chosen], [entries[k] for k in chosen], number, ticket)
+                under_way.append((members, flight))
+            while under_way:
+                land()
+        return jobs
+
+    def _claim(self, entries: Sequence[Entry]) -> tuple[set[str], str] | None:
+        """Keys of the programs that are to be run, and a ticket for them; None if another job holds some of them."""
+        if self.store is None:
+            return {entry.key for entry in entries}, ""
+        have = self.store.have([entry.key for entry in entries])
+        missing = [entry for entry in entries if entry.key not in have]
+        if not missing:
+            return set(), ""
+        ticket = self._ticket(missing)
+        return None if ticket is None else ({entry.key for entry in missing}, ticket)
+
+    def _ticket(self, entries: Sequence[Entry]) -> str | None:
+        """A place in the store for a job, held by this run; None if another job holds some of its programs."""
+        assert self.store is not None
+        ticket = self.store.claim(entries, retrievable=self.retrieve is not None)
+        if ticket is not None:
+            self._hold(ticket)
+        return ticket
+
+    def _hold(self, name: str) -> None:
+        """Tell other threads of this process that a job is waited for."""
+        self._held.add(name)
+        _alive.add(name)
+
+    def _send(
+        self, programs: Sequence[Program], entries: Sequence[Entry], number: int, ticket: str, attempts: int = 0
+    ) -> _Flight:
+        """Submit a job, again if that fails."""
         failure: Exception | None = None
-        for attempt in range(self.patience.retries + 1):
-            self._pause(attempt)
+        while attempts <= self.patience.retries:
+            self._pause(attempts)
+            attempts += 1
+            if not ticket and self.store is not None:
+                again = self._ticket(entries)
+                if again is None:
+                    raise ExecutionError(
+                        "Another process measures the same circuits now. Run again to take its results."
+                    )
+                ticket = again
+            job = None
             try:
-                if job is None:
-                    ticket = "" if self.store is None else self.store.intend(entries)
-                    job = self.submit([program.pub for program in programs], number)
-                    name = str(job.job_id())
+                job = self.submit([program.pub for program in programs], number)
+                flight = _Flight(programs, entries, number, job, str(job.job_id()), ticket, attempts)
             except UnbraidError:
+                self._forget(ticket)
                 raise
             except Exception as error:  # whatever a foreign sampler raises
-                failure, job = error, None
-                if self.store is not None:
-                    self.store.forget(ticket)
+                failure = error
+                if self.store is not None and self.retrieve is not None and (job is not None or _is_ambiguous(error)):
+                    raise ExecutionError(
+                        f"{self.name} failed while it submitted {len(programs)} circuits ({type(error).__name__}: "
+                        f"{error}), and may have accepted them. {self._look(ticket)}"
+                    ) from error
+                self._forget(ticket)
+                ticket = ""
                 continue
-            with self._named(ticket, name):
+            self._hold(flight.name)
+            if self.store is not None:
                 try:
-                    results = list(self._wait(job, name))
-                except UnbraidError:
-                    raise
-                except Exception as error:
-                    failure = error
-                    if _has_failed(job):
-                        job = None
-                        if self.store is not None:
-                            self.store.forget(name)
-                    continue  # if it may be well, and only the way to it is not, it is asked again
-                return self._kept(results, entries, name, ticket), name
-        raise ExecutionError(
+                    self.store.submitted(ticket, flight.name)
+                except UnbraidError as error:  # the work goes on, and an error that ends it names the job
+                    flight.unnoted = error
+            return flight
+        raise self._exhausted(programs, failure)
+
+    def _finish(self, flight: _Flight) -> dict[str, Counts]:
+        """Wait for a job, submit it again if it failed, and keep its counts; by key."""
+        failure: Exception | None = None
+        lost = 0  # waits that failed although the job did not
+        while True:
+            try:
+                results = list(self._wait(flight.job, flight.name))
+                return self._kept(results, flight.entries, flight.name, flight.ticket)
+            except UnbraidError as error:
+                raise self._naming(flight, error) from error
+            except Exception as error:  # whatever a foreign job raises
+                failure = error
+            if not _has_failed(flight.job):  # it may be well, and only the way to it is not: it is asked again
+                lost += 1
+                if flight.attempts + lost > self.patience.retries + 1:
+                    raise self._naming(flight, self._exhausted(flight.programs, failure))
+                self._pause(lost)
+                continue
+            self._forget(flight.name, flight.ticket)
+            if flight.attempts > self.patience.retries:
+                raise self._exhausted(flight.programs, failure)
+            again = self._send(flight.programs, flight.entries, flight.number, "", flight.attempts)
+            vars(flight).update(vars(again))
+
+    def _exhausted(self, programs: Sequence[Program], failure: Exception | None) -> ExecutionError:
+        error = ExecutionError(
             f"{self.name} failed {self.patience.retries + 1} times on a job of {len(programs)} circuits: "
             f"{type(failure).__name__}: {failure}"
-        ) from failure
+        )
+        error.__cause__ = failure
+        return error
 
-    @contextmanager
-    def _named(self, ticket: str, name: str) -> Iterator[None]:
-        """The job's id in the store; if that cannot be, the work goes on, and an error that ends it names the job."""
-        unnoted: UnbraidError | None = None
+    def _forget(self, *names: str) -> None:
         if self.store is not None:
-            try:
-                self.store.submitted(ticket, name)
-            except UnbraidError as error:
-                unnoted = error
-        try:
-            yield
-        except UnbraidError as error:
-            if unnoted is None or self.store is None:
-                raise
-            raise type(error)(
-                f"{error} Job {name} was submitted, and its id could not be noted ({unnoted}). Before the next run, "
-                f"note it: ResultsStore({str(self.store.path)!r}).submitted({ticket!r}, {name!r})."
-            ) from error
+            for name in filter(None, names):
+                self.store.forget(name)
+
+    def _look(self, ticket: str) -> str:
+        """What to do about a ticket without a job's id."""
+        store = f"ResultsStore({str(self.store.path)!r})" if self.store is not None else ""
+        return (
+            "Look at your provider's list of jobs before the next run. If the job is there: "
+            f"{store}.submitted({ticket!r}, the job's id). If not: {store}.forget({ticket!r})."
+        )
+
+    def _naming(self, flight: _Flight, error: UnbraidError) -> UnbraidError:
+        """An error that ends the wait for a job; it names the job if the store does not know it."""
+        if flight.unnoted is None or self.store is None:
+            return error
+        return type(error)(
+            f"{error} Job {flight.name} was submitted, and its id could not be noted ({flight.unnoted}). Before the "
+            f"next run, note it: ResultsStore({str(self.store.path)!r}).submitted({flight.ticket!r}, {flight.name!r})."
+        )
 
     def _kept(self, results: Sequence[Any], entries: Sequence[Entry], name: str, ticket: str = "") -> dict[str, Counts]:
-        """A job's counts by key, put into the store."""
+        """A job's counts by key, put into the store; those of whole results also if others are not."""
         forget = "" if self.store is None else f" ResultsStore(...).forget({name!r}) lets its circuits run anew."
         if len(results) != len(entries):
             raise ExecutionError(
                 f"{self.name} returned {len(results)} results for {len(entries)} circuits in job {name}.{forget}"
             )
-        try:
-            found = {entry.key: read_counts(result, entry) for result, entry in zip(results, entries, strict=True)}
-        except ExecutionError as error:
-            raise ExecutionError(f"{error} This is job {name}.{forget}") from error
+        found: dict[str, Counts] = {}
+        failure: ExecutionError | None = None
+        for result, entry in zip(results, entries, strict=True):
+            try:
+                found[entry.key] = read_counts(result, entry)
+            except ExecutionError as error:
+                failure = failure or error
         if self.store is not None:
             self.store.put(found, [name, ticket])
+        if failure is not None:
+            kept = "" if self.store is None else " Its other results are kept; another run measures what is missing."
+            raise ExecutionError(f"{failure} This is job {name}.{kept}") from failure
         return found
 
     def _collect(self, keys: Sequence[str]) -> list[str]:
-        """Fetch the jobs of earlier runs that hold programs of these keys; the ids of those that brought something."""
+        """Take over what other runs have under way of programs of these keys; the ids of jobs that brought something.
+
+        Jobs that can be fetched are fetched. Those of a process that is alive are waited for. Notes of processes that
+        ended, with jobs that ended with them, are removed.
+        """
         if self.store is None:
             return []
         missing = set(keys) - self.store.have(keys)
@@ -237,27 +377,42 @@ class JobRunner:
         for name, noted in self.store.pending().items():
             if missing.isdisjoint(entry.key for entry in noted.entries):
                 continue
-            if self.retrieve is None:  # it ended with the process that submitted it
+            if noted.submitted and self.retrieve is not None:
+                if self._collected(name, noted.entries):
+                    collected.append(name)
+            elif _lives(name, noted):
+                self._wait_for_other(name)
+            elif not noted.retrievable:  # it ended with the process that submitted it
                 self.store.forget(name)
-            elif not noted.submitted:
-                store = f"ResultsStore({str(self.store.path)!r})"
+            elif noted.submitted:
+                raise ExecutionError(
+                    f"Job {name} was submitted before and can be fetched by its id. Give retrieve=, such as "
+                    f"service.job, to take it; or ResultsStore(...).forget({name!r}) to run its circuits anew."
+                )
+            else:
                 raise ExecutionError(
                     f"An earlier run ended at {noted.since} (UTC) while it submitted {len(noted.entries)} circuits, so "
-                    "a job may hold them whose id is not known. Look at your provider's list of jobs. If it is there: "
-                    f"{store}.submitted({name!r}, the job's id). If not: {store}.forget({name!r})."
+                    f"a job may hold them whose id is not known. {self._look(name)}"
                 )
-            elif self._collected(name, noted.entries):
-                collected.append(name)
         return collected
+
+    def _wait_for_other(self, name: str) -> None:
+        """Until a job of another process or thread has landed, got an id, or lost its process."""
+        assert self.store is not None
+        deadline = math.inf if self.patience.timeout is None else time.monotonic() + self.patience.timeout
+        while (noted := self.store.pending().get(name)) is not None and _lives(name, noted):
+            if time.monotonic() > deadline:
+                raise TimedOutError(f"Another process has measured the same circuits for {self.patience.timeout:g} s.")
+            time.sleep(_POLL_SECONDS)
 
     def _collected(self, name: str, entries: Sequence[Entry]) -> bool:
         """Put the results of an earlier job into the store; False if it failed and its programs may run again."""
+        assert self.store is not None and self.retrieve is not None  # noqa: PT018
         failure: Exception | None = None
         for attempt in range(self.patience.retries + 1):
             self._pause(attempt)
             job = None
             try:
-                assert self.retrieve is not None
                 job = self.retrieve(name)
                 results = list(self._wait(job, name))
             except UnbraidError:
@@ -265,7 +420,6 @@ class JobRunner:
             except Exception as error:  # whatever a foreign service raises
                 failure = error
                 if job is not None and _has_failed(job):
-                    assert self.store is not None
                     self.store.forget(name)
                     return False
                 continue
@@ -304,6 +458,32 @@ class JobRunner:
         if "error" in outcome:
             raise outcome["error"]
         return outcome["result"]
+
+
+def _lives(name: str, noted: Pending) -> bool:
+    """Whether the process that noted a job still waits for it; False if it runs on another machine."""
+    if noted.host != platform.node():
+        return False
+    if noted.process == os.getpid():
+        return name in _alive
+    if os.name == "nt":  # there, os.kill ends a process whatever the signal
+        return False
+    try:
+        os.kill(noted.process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _is_ambiguous(error: BaseException | None) -> bool:
+    """Whether a submission that failed so may have come through: connections break before and after."""
+    while error is not None:
+        if isinstance(error, OSError):  # with timeouts, and the errors of requests
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _has_failed(job: Any) -> bool:

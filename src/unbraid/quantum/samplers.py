@@ -80,6 +80,7 @@ class SamplerExecutor:
         retries: further tries of a job that fails.
         backoff: seconds before the first of them; doubled each time.
         timeout: seconds to wait for a job; by default for ever.
+        jobs_at_once: jobs under way at most; more than one lets a batch run them side by side.
         mitigate_readout: measure how often each qubit is misread (two circuits, once for each qubit in use) and let
             readouts take that into account. All circuits of a width then share the layout of the first.
         noise_factors: how often every two-qubit gate is repeated; several, such as (1, 3), share the shots and are
@@ -109,6 +110,7 @@ class SamplerExecutor:
         retries: int = 3,
         backoff: float = 1.0,
         timeout: float | None = None,
+        jobs_at_once: int = 1,
         mitigate_readout: bool = False,
         noise_factors: Sequence[int] = (1,),
         extrapolate: Extrapolator | None = None,
@@ -139,6 +141,9 @@ class SamplerExecutor:
         self.mitigate_readout = mitigate_readout
         self._compiler = Compiler(self.backend, optimization_level, seed, basis_gates, one_layout=mitigate_readout)
         self._patience = Patience(retries, backoff, timeout)
+        if isinstance(jobs_at_once, bool) or not isinstance(jobs_at_once, int) or jobs_at_once < 1:
+            raise InvalidInputError(f"jobs_at_once must be a positive integer; got {jobs_at_once!r}.")
+        self.jobs_at_once = jobs_at_once
         self._retrieve = _job_of(self.backend) if retrieve is None else retrieve
         self.noise_factors = check_factors(noise_factors)
         if extrapolate is not None and self.noise_factors == (1,):
@@ -284,7 +289,15 @@ class SamplerExecutor:
         self, programs: Sequence[Program], size: int, generator: torch.Generator | None
     ) -> tuple[np.ndarray, tuple[str, ...]]:
         submit, salt = self._submission(generator)
-        runner = JobRunner(type(self.sampler).__name__, submit, self.limits, self._patience, self.store, self._retrieve)
+        runner = JobRunner(
+            type(self.sampler).__name__,
+            submit,
+            self.limits,
+            self._patience,
+            self.store,
+            self._retrieve,
+            self.jobs_at_once,
+        )
         return runner.run(programs, size, salt)
 
     def _submission(self, generator: torch.Generator | None) -> tuple[Callable[[list[Any], int], Any], str]:

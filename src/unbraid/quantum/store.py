@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import sqlite3
 import uuid
 import zlib
@@ -34,6 +35,7 @@ Counts = NDArray[np.int64]
 VERSION = 2
 LOCK_SECONDS = 10.0
 _CHUNK = 500  # of keys in one question
+_JOB_COLUMNS = "id, entries, since, submitted, retrievable, host, process"
 
 
 class Entry(NamedTuple):
@@ -59,12 +61,18 @@ class Pending:
     Attributes:
         entries: its programs, in order.
         since: when it was noted, UTC, as text.
-        submitted: False if its id is not known, since the process ended while it submitted the job.
+        submitted: False if its id is not known (yet).
+        retrievable: whether the process that noted it could find it by its id.
+        host: name of the machine of that process.
+        process: its number there.
     """
 
     entries: tuple[Entry, ...]
     since: str
     submitted: bool
+    retrievable: bool
+    host: str
+    process: int
 
 
 class ResultsStore:
@@ -151,11 +159,15 @@ class ResultsStore:
             file.executemany("INSERT OR REPLACE INTO results VALUES (?, ?, ?)", rows)
             file.executemany("DELETE FROM jobs WHERE id = ?", [(job,) for job in jobs])
 
-    def intend(self, entries: Sequence[Entry]) -> str:
-        """Note a job that will be submitted now.
+    def claim(self, entries: Sequence[Entry], *, retrievable: bool) -> str | None:
+        """Note a job that will be submitted now, unless there are results of some of its programs or a job for them.
+
+        Args:
+            entries: its programs, in order.
+            retrievable: whether the job can be found by its id.
 
         Returns:
-            A ticket, in the place of the job's id.
+            A ticket, in the place of the job's id; None if there is something.
 
         Raises:
             ExecutionError: if another process holds the file.
@@ -163,8 +175,13 @@ class ResultsStore:
         """
         ticket = f"ticket-{uuid.uuid4().hex[:12]}"
         since = datetime.now(UTC).isoformat(timespec="seconds")
-        with self._transaction() as file:
-            file.execute("INSERT INTO jobs VALUES (?, ?, ?, 0)", (ticket, json.dumps(entries), since))
+        keys = [entry.key for entry in entries]
+        with self._transaction() as file:  # one process at a time
+            taken = {entry.key for noted in self.pending().values() for entry in noted.entries}
+            if not taken.isdisjoint(keys) or self.have(keys):
+                return None
+            row = (ticket, json.dumps(entries), since, 0, int(retrievable), platform.node(), os.getpid())
+            file.execute("INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         return ticket
 
     def submitted(self, ticket: str, job: str) -> None:
@@ -186,10 +203,10 @@ class ResultsStore:
             FileFormatError: if an entry is damaged.
         """
         with self._guarded():
-            rows = self._file.execute("SELECT id, entries, since, submitted FROM jobs ORDER BY since, rowid").fetchall()
+            rows = self._file.execute(f"SELECT {_JOB_COLUMNS} FROM jobs ORDER BY since, rowid").fetchall()
             return {
-                job: Pending(tuple(map(_entry, json.loads(entries))), since, bool(submitted))
-                for job, entries, since, submitted in rows
+                job: Pending(tuple(map(_entry, json.loads(entries))), since, bool(sent), bool(kept), host, int(process))
+                for job, entries, since, sent, kept, host, process in rows
             }
 
     def forget(self, job: str) -> None:
@@ -209,9 +226,8 @@ class ResultsStore:
         with self._transaction() as file:
             file.execute("CREATE TABLE IF NOT EXISTS about (version INTEGER NOT NULL)")
             file.execute("CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, counts BLOB, sum INTEGER)")
-            file.execute(
-                "CREATE TABLE IF NOT EXISTS jobs (id TEXT PRIMARY KEY, entries TEXT, since TEXT, submitted INT)"
-            )
+            columns = _JOB_COLUMNS.replace("id,", "id TEXT PRIMARY KEY,")
+            file.execute(f"CREATE TABLE IF NOT EXISTS jobs ({columns})")
             if file.execute("SELECT COUNT(*) FROM about").fetchone() == (0,):
                 file.execute("INSERT INTO about VALUES (?)", (VERSION,))
 
@@ -240,7 +256,7 @@ class ResultsStore:
                 raise ExecutionError(
                     f"The results store {self.path} is locked by another process. Wait for it, or use another file."
                 ) from error
-            if "malformed" in text or "disk image" in text:
+            if "malformed" in text or "disk image" in text or "no such column" in text:
                 raise self._damaged(text) from error
             raise OutputError(
                 f"The results store {self.path} cannot be used: {text}. Check space and rights."
