@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 import torch
 from qiskit import QuantumCircuit
+from qiskit.primitives import BackendSamplerV2, StatevectorSampler
 from qiskit.providers.fake_provider import GenericBackendV2
 
 from tests.quantum.standin import TOKEN, Service
 from unbraid.circuits import Circuit, brickwall
 from unbraid.ground.errors import ExecutionError, FileFormatError, InvalidInputError, OutputError
 from unbraid.ground.manifest import build_manifest
+from unbraid.quantum.backends import fake_backend
+from unbraid.quantum.fingerprint import fingerprint
 from unbraid.quantum.jobs import Limits, _lives
 from unbraid.quantum.programs import Program, Template
 from unbraid.quantum.samplers import AerExecutor, SamplerExecutor
@@ -513,10 +516,48 @@ def test_a_store_does_not_mix_up_simulations(tmp_path):
     fresh = AerExecutor(models[1]).run(circuit(), units(2), 4000).counts
     assert torch.equal(kept[1], fresh)
     assert not torch.equal(kept[0], kept[1])
+    again = []
+    for strength in (0.3, 0.001):  # made anew, as another process would
+        model = noise.NoiseModel()
+        model.add_all_qubit_quantum_error(noise.depolarizing_error(strength, 2), ["cx"])
+        again.append(AerExecutor(model, store=tmp_path / "store").run(circuit(), units(2), 4000))
+    assert [(found.job_ids, torch.equal(found.counts, old)) for found, old in zip(again, kept[::-1], strict=True)] == [
+        ((), True)
+    ] * 2
     with_other_method = AerExecutor(method="matrix_product_state", store=tmp_path / "store")
     before = len(ResultsStore(tmp_path / "store"))
     with_other_method.run(circuit(), units(2), 4000)
     assert len(ResultsStore(tmp_path / "store")) == before + 2
+
+
+def test_keys_tell_noise_apart_and_tags_not():
+    noise = pytest.importorskip("qiskit_aer.noise")
+    aer = pytest.importorskip("qiskit_aer")
+    runtime = pytest.importorskip("qiskit_ibm_runtime")
+
+    def model(strength):
+        made = noise.NoiseModel()
+        made.add_all_qubit_quantum_error(noise.depolarizing_error(strength, 2), ["cx"])
+        return made
+
+    makers = [
+        lambda strength: BackendSamplerV2(backend=aer.AerSimulator(noise_model=model(strength))),
+        lambda strength: aer.primitives.SamplerV2.from_backend(aer.AerSimulator(noise_model=model(strength))),
+        lambda strength: aer.primitives.SamplerV2(options={"backend_options": {"noise_model": model(strength)}}),
+    ]
+    for make in makers:
+        weak, strong, other = (fingerprint(make(strength), None, simulated=True) for strength in (0.01, 0.5, 0.5))
+        assert weak != strong == other
+    first, second = GenericBackendV2(3, seed=0), GenericBackendV2(3, seed=1)
+    sampler = StatevectorSampler()
+    assert fingerprint(sampler, first, simulated=True) != fingerprint(sampler, second, simulated=True)
+    assert fingerprint(sampler, first, simulated=False) == fingerprint(sampler, second, simulated=False)
+    device = fake_backend("fake_manila")
+    plain, tagged, decoupled = (runtime.SamplerV2(mode=device) for _ in range(3))
+    tagged.options.environment.job_tags = ["mine"]
+    decoupled.options.dynamical_decoupling.enable = True
+    told = [fingerprint(each, device, simulated=False) for each in (plain, tagged, decoupled)]
+    assert told[0] == told[1] != told[2]
 
 
 def test_a_job_that_runs_on_is_asked_again_not_paid_again(tmp_path):

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-import qiskit
 from qiskit import QuantumCircuit, transpile
 from qiskit.circuit import ParameterVector
 from qiskit.circuit.library import get_standard_gate_name_mapping
@@ -156,8 +155,10 @@ class Compiler:
     def _as_template(self, circuit: QuantumCircuit, content: str) -> Template:
         circuit.global_phase = 0  # counts do not see it, and it would carry parameters
         name = None if self.backend is None else getattr(self.backend, "name", repr(self.backend))
-        places = [[circuit.find_bit(qubit).index for qubit in item.qubits] for item in circuit.data]
-        made_by = (qiskit.__version__, name, self.optimization_level, self.seed, self.basis_gates, self.one_layout)
+        places = [
+            (step.operation.name, *(circuit.find_bit(qubit).index for qubit in step.qubits)) for step in circuit.data
+        ]
+        made_by = (name, self.optimization_level, self.seed, self.basis_gates, self.one_layout)
         return Template(
             circuit,
             # The transpiler may drop or reorder parameters.

@@ -12,7 +12,6 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import is_dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -35,6 +34,7 @@ from unbraid.quantum.execute import (
     count_qubits,
     draw_seed,
 )
+from unbraid.quantum.fingerprint import fingerprint, plain
 from unbraid.quantum.jobs import (
     CALIBRATION_SHOTS,
     CIRCUITS_PER_JOB,
@@ -302,10 +302,8 @@ class SamplerExecutor:
 
     def _submission(self, generator: torch.Generator | None) -> tuple[Callable[[list[Any], int], Any], str]:
         """What submits a job, and what tells its results from those of other runs of the same circuits."""
-        options = getattr(self.sampler, "options", None)
-        told = repr(options) if is_dataclass(options) else ""
-        kind = type(self.sampler)
-        return lambda pubs, number: self.sampler.run(pubs), f"{kind.__module__}.{kind.__qualname__} {told}"
+        told = fingerprint(self.sampler, self.backend, simulated=self._retrieve is None)
+        return lambda pubs, number: self.sampler.run(pubs), told
 
     def learn(
         self,
@@ -452,8 +450,7 @@ class AerExecutor(SamplerExecutor):
         self._simulator = aer.AerSimulator(method=method, **noise)
         self._sampler_class = primitives.SamplerV2
         self.noise_model = noise_model
-        noise_key = "" if noise_model is None else repr(noise_model.to_dict(serializable=True))
-        self._simulation = hashlib.sha256(f"{method} {noise_key}".encode()).hexdigest()
+        self._simulation = hashlib.sha256(repr((method, plain(noise_model))).encode()).hexdigest()
         self._calls = 0
         super().__init__(
             primitives.SamplerV2.from_backend(self._simulator),
