@@ -7,12 +7,13 @@ calibration changes from day to day, and what was measured before is still worth
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 _IRRELEVANT = frozenset({"environment", "job_tags", "log_level", "max_execution_time", "seed_simulator", "verbose"})
-_RANDOM = frozenset({"id"})  # Aer gives every error of a noise model a new one
+_RANDOM = re.compile(r"'id': '[0-9a-f]{32}'")  # Aer gives every error of a noise model a new one
 
 
 def fingerprint(sampler: Any, backend: Any, *, simulated: bool) -> str:
@@ -55,7 +56,7 @@ def plain(value: Any) -> Any:
     if is_dataclass(value):
         value = {field.name: getattr(value, field.name) for field in fields(value)}
     elif callable(getattr(value, "to_dict", None)):
-        value = _to_dict(value)
+        return _RANDOM.sub("", repr(_to_dict(value)))
     elif not isinstance(value, Mapping):
         told = getattr(value, "__dict__", None) or getattr(value, "_fields", None)
         if not isinstance(told, Mapping):
@@ -64,7 +65,7 @@ def plain(value: Any) -> Any:
     return {
         str(name): plain(item)
         for name, item in sorted(value.items(), key=lambda pair: str(pair[0]))
-        if name not in _IRRELEVANT | _RANDOM
+        if name not in _IRRELEVANT
     }
 
 

@@ -130,6 +130,7 @@ class Anchor:
     Attributes:
         states: what is to be run, unit vectors t with |<t, u>| of at least 0.2, shape (B, N); x itself where it can be.
         lengths: x is ``lengths * t`` minus a multiple of u, shape (B,); errors grow by as much.
+        image: Q u, shape (1, N): its overlap with what is found decides.
     """
 
     def __init__(self, circuit: Circuit, units: Tensor) -> None:
@@ -142,11 +143,11 @@ class Anchor:
         moved = units + self._mixed[:, None] * u
         self.lengths = torch.linalg.vector_norm(moved, dim=1)
         self.states = moved / self.lengths[:, None]
-        self._image = circuit(u.to(circuit.dtype)).to(torch.complex128 if circuit.is_complex else torch.float64)
+        self.image = circuit(u.to(circuit.dtype)).to(torch.complex128 if circuit.is_complex else torch.float64)
 
     def settle(self, found: Tensor) -> Tensor:
         """Unit vectors psi = Q x from those of Q t up to a sign (a phase, if complex); shape (B, N)."""
-        image = self._image.to(found.dtype)
+        image = self.image.to(found.dtype)
         seen = (image.conj() * found).sum(dim=1)
         phase = torch.where(seen == 0, torch.ones_like(seen), seen / seen.abs().clamp(min=1e-300))
         signed = found * (self._sign * phase.conj())[:, None]

@@ -302,7 +302,10 @@ class SamplerExecutor:
 
     def _submission(self, generator: torch.Generator | None) -> tuple[Callable[[list[Any], int], Any], str]:
         """What submits a job, and what tells its results from those of other runs of the same circuits."""
-        told = fingerprint(self.sampler, self.backend, simulated=self._retrieve is None)
+        if self.store is None:
+            told = ""
+        else:
+            told = fingerprint(self.sampler, self.backend, simulated=self._retrieve is None)
         return lambda pubs, number: self.sampler.run(pubs), told
 
     def learn(
@@ -450,7 +453,7 @@ class AerExecutor(SamplerExecutor):
         self._simulator = aer.AerSimulator(method=method, **noise)
         self._sampler_class = primitives.SamplerV2
         self.noise_model = noise_model
-        self._simulation = hashlib.sha256(repr((method, plain(noise_model))).encode()).hexdigest()
+        self._simulation: str | None = None
         self._calls = 0
         super().__init__(
             primitives.SamplerV2.from_backend(self._simulator),
@@ -471,6 +474,11 @@ class AerExecutor(SamplerExecutor):
         def submit(pubs: list[Any], number: int) -> Any:
             return _AerJob(self._sampler_class, self._simulator, pubs, stream_seed(base, "job", number))
 
+        if self.store is None:
+            return submit, ""
+        if self._simulation is None:  # takes a second for large devices
+            method = self._simulator.options.method
+            self._simulation = hashlib.sha256(repr((method, plain(self.noise_model))).encode()).hexdigest()
         return submit, f"{base} {self._simulation}"
 
 

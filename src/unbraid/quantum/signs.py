@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
-from scipy.special import expit
+from scipy.special import expit, ndtr
 from torch import Tensor
 
 from unbraid.circuits import Circuit
@@ -89,7 +89,8 @@ class Signs:
         anchor = Anchor(circuit, units)
         circuits = [with_hadamards(circuit, setting) for setting in settings]
         execution = executor.run(circuits, encode(anchor.states, encoding), each, generator=generator)
-        found, noise, doubt = solve_signs(*counts_of(execution, executor, units.device), settings)
+        counts, confusion = counts_of(execution, executor, units.device)
+        found, noise, doubt = solve_signs(counts, confusion, settings, anchor.image)
         psi = anchor.settle(found)
         variance = (units.shape[1] - 1) / (4 * each * len(settings) * (1 - noise).clamp(min=0.05))
         return Reading(psi, anchor.lengths * (variance + doubt).sqrt(), execution.circuits, execution.shots)
@@ -119,13 +120,16 @@ def with_hadamards(circuit: Circuit, qubits: Setting) -> Circuit:
     return followed_by(circuit, [h if k in qubits else None for k in range(count_qubits(circuit))])
 
 
-def solve_signs(counts: Tensor, confusion: Tensor | None, settings: Sequence[Setting]) -> tuple[Tensor, Tensor, Tensor]:
+def solve_signs(
+    counts: Tensor, confusion: Tensor | None, settings: Sequence[Setting], image: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Unit vectors of unknown overall sign, and shares of noise, that make counts most likely.
 
     Args:
         counts: shape (M, B, N); the first n + 1 settings are none and each qubit in turn.
         confusion: how qubits were misread, shape (M, B, n, 2, 2), or None.
         settings: M of them.
+        image: what will decide the overall sign, see :func:`sign_doubt`.
 
     Returns:
         Vectors, float64, shape (B, N), shares of noise, shape (B,), and :func:`sign_doubt`, shape (B,).
@@ -158,7 +162,7 @@ def solve_signs(counts: Tensor, confusion: Tensor | None, settings: Sequence[Set
         v = moved
         if change < _TOLERANCE:
             break
-    return v, noise, sign_doubt(clean, v, noise)
+    return v, noise, sign_doubt(clean, v, noise, image)
 
 
 def _hadamards(x: Tensor, qubits: Setting) -> Tensor:
@@ -182,16 +186,20 @@ def _first_vector(counts: np.ndarray, n: int) -> np.ndarray:
     return found * np.sqrt(counts[0] + 0.5)  # never zero: what was not seen may still be there
 
 
-def sign_doubt(counts: Tensor, v: Tensor, noise: Tensor) -> Tensor:
-    """Expected squared error of unit vectors from signs that may be wrong, at most 2.
+def sign_doubt(counts: Tensor, v: Tensor, noise: Tensor, image: Tensor | None = None) -> Tensor:
+    """Expected squared error of unit vectors from signs that may be wrong, at most 4.
 
     Turning the signs of some outcomes changes the likelihood by what single Hadamards saw on the pairs between these
     and the others. The doubt adds up all branches of the tree of the surest pairs, each with its probability.
+
+    The overall sign is that of the overlap with a known vector. It is wrong where shot noise and turned branches
+    outweigh that overlap.
 
     Args:
         counts: of the first n + 1 settings, shape (n + 1, B, N).
         v: the vectors found, shape (B, N).
         noise: their shares of noise, shape (B,).
+        image: the known vector, of norm 1, shape (1, N); None leaves the overall sign out.
 
     Returns:
         Shape (B,).
@@ -206,6 +214,8 @@ def sign_doubt(counts: Tensor, v: Tensor, noise: Tensor) -> Tensor:
     weights = (clean[setting, :, low] - clean[setting, :, high]) * np.log(
         there[setting - 1, :, low] / there[setting - 1, :, high]
     )
+    along = None if image is None else (v * image.real).cpu().numpy()
+    shots = counts.sum(dim=(0, 2)).cpu().numpy()
     doubt = np.zeros(batch)
     for b in range(batch):
         weight = weights[:, b]
@@ -216,8 +226,12 @@ def sign_doubt(counts: Tensor, v: Tensor, noise: Tensor) -> Tensor:
         branch = branch[order[1:]]
         cost = (branch[:, low] != branch[:, high]) @ weight
         mass = branch @ squares[b]
-        doubt[b] = (4 * np.minimum(mass, 1 - mass) * expit(-cost)).sum()
-    return torch.from_numpy(doubt).to(v).clamp(max=2)
+        turned = expit(-cost)  # probability of each branch
+        doubt[b] = min(2.0, float((4 * np.minimum(mass, 1 - mass) * turned).sum()))
+        if along is not None:
+            variance = 1 / (4 * shots[b]) + float((turned * (2 * (branch @ along[b])) ** 2).sum())
+            doubt[b] += 4 * ndtr(-abs(along[b].sum()) / np.sqrt(variance))
+    return torch.from_numpy(doubt).to(v).clamp(max=4)
 
 
 @lru_cache(maxsize=16)
