@@ -15,6 +15,7 @@ from unbraid.circuits.gates import haar
 from unbraid.ground.errors import InvalidInputError, MissingExtraError
 from unbraid.ground.random import stream
 from unbraid.nn.surgery import disentangle_layers, tensorize
+from unbraid.quantum.backends import fake_backend
 from unbraid.quantum.convert import to_qiskit
 from unbraid.quantum.cost import (
     MEASUREMENT,
@@ -25,7 +26,7 @@ from unbraid.quantum.cost import (
     estimate_cost,
     gate_counts,
 )
-from unbraid.quantum.hybrid import QuantumLinear, to_quantum
+from unbraid.quantum.hybrid import to_quantum
 from unbraid.quantum.readout import readout_of
 from unbraid.quantum.samplers import AerExecutor
 from unbraid.quantum.tomography import Tomography
@@ -50,7 +51,7 @@ def stage(n, depth, readout="reference", shots=1000, backend=None, name="fc.inpu
         shots=shots,
         encoding="amplitude",
         executor=executor,
-        shifted=0,
+        shifted=None,
     )
 
 
@@ -155,18 +156,22 @@ def test_cost_on_a_backend_is_transpiled():
 @pytest.mark.parametrize("readout", ["reference", "signs", "tomography"])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"noise_factors": (1, 3)}, {"noise_factors": (1, 3, 5)}, {"mitigate_readout": True}],
-    ids=["plain", "two factors", "three factors", "mitigated"],
+    [
+        {},
+        {"noise_factors": (1, 3)},
+        {"noise_factors": (1, 3, 5)},
+        {"mitigate_readout": True},
+        {"backend": fake_backend("fake_manila"), "optimization_level": 3, "mitigate_readout": True},
+    ],
+    ids=["plain", "two factors", "three factors", "mitigated", "device"],
 )
 @pytest.mark.parametrize("shots", [20, 999])
 def test_the_estimate_is_what_a_run_takes(readout, options, shots):
-    """Circuits, shots and jobs, at limits that bind."""
-    layer = disentangle_layers(tensorize(nn.Linear(4, 4), "all-linear", max_bond=2, sites="qubits"), "all-linear", 1)
+    """Circuits, shots, gates and jobs, at limits that bind, for circuits of two widths."""
+    layer = disentangle_layers(tensorize(nn.Linear(8, 4), "all-linear", max_bond=2, sites="qubits"), "all-linear", 1)
     run = AerExecutor(max_circuits=7, max_two_qubit_gates=40, max_shots=400, **options)
-    hybrid = to_quantum(layer, run, readout=Tomography(fitter="inversion") if readout == "tomography" else readout)
-    for module in hybrid.modules():
-        if isinstance(module, QuantumLinear):
-            module.shots = shots
+    chosen = Tomography(fitter="inversion") if readout == "tomography" else readout
+    hybrid = to_quantum(layer, run, readout=chosen, shots=shots)
     cost = estimate_cost(hybrid, 3)
     seen = []
     submission = run._submission
@@ -175,27 +180,23 @@ def test_the_estimate_is_what_a_run_takes(readout, options, shots):
         submit, salt = submission(generator)
 
         def one(pubs, number):
-            seen.append(
-                [
-                    (
-                        sum(
-                            gate.operation.num_qubits == 2 and gate.operation.name != "barrier" for gate in pub[0].data
-                        ),
-                        pub[2],
-                    )
-                    for pub in pubs
-                ]
-            )
+            seen.append([(gate_counts(pub[0]), pub[2]) for pub in pubs])
             return submit(pubs, number)
 
         return one, salt
 
     run._submission = watched
-    hybrid(torch.randn(3, 4))
+    hybrid(torch.randn(3, 8, generator=torch.Generator().manual_seed(0)))
     pubs = [pub for job in seen for pub in job]
-    assert (cost.jobs, cost.circuits) == (len(seen), len(pubs))
+    assert cost.circuits == len(pubs)
     assert cost.shots == sum(shots for _, shots in pubs)
-    assert cost.two_qubit_gates == sum(gates for gates, _ in pubs)
+    if readout != "tomography" or "backend" not in options:  # there, some circuits stand for all
+        assert cost.jobs == len(seen)
+        assert cost.two_qubit_gates == sum(counts["two_qubit"] for counts, _ in pubs)
+        if "noise_factors" not in options and readout != "tomography":
+            assert cost.one_qubit_gates == sum(counts["one_qubit"] for counts, _ in pubs)
+    else:
+        assert cost.two_qubit_gates == pytest.approx(sum(counts["two_qubit"] for counts, _ in pubs), rel=0.1)
 
 
 def test_a_backward_pass_is_estimated_when_asked_for():
@@ -216,6 +217,10 @@ def test_a_backward_pass_is_estimated_when_asked_for():
     assert both.circuits == (1 + 2 * 6 + 1) * forward.circuits
     with pytest.raises(InvalidInputError, match="parameter-shift"):
         estimate_cost(to_quantum(layer, run), 3, backward=True)
+    layer.output_circuit.requires_grad_(False)  # its input still needs a gradient
+    hybrid = to_quantum(layer, run, shots=100, gradient="parameter-shift")
+    hybrid(x).square().sum().backward()
+    assert estimate_cost(hybrid, 3, backward=True).circuits == hybrid.spent.circuits
 
 
 def test_the_description_has_a_row_a_stage_and_a_total():

@@ -7,14 +7,17 @@ import torch
 
 from unbraid.circuits import Circuit, brickwall, parse_ansatz
 from unbraid.ground.errors import ExecutionError, InvalidInputError
+from unbraid.nn import DisentangledLinear
 from unbraid.quantum.encode import MPSEncoding, encode
 from unbraid.quantum.execute import Execution, sample_counts
+from unbraid.quantum.hybrid import to_quantum
 from unbraid.quantum.reading import apply_transposed
 from unbraid.quantum.readout import read_out
 from unbraid.quantum.reference import Reference, reference_states, solve_reference
 from unbraid.quantum.samplers import AerExecutor
 from unbraid.quantum.signs import Signs, _hadamards, settings_of, solve_signs
 from unbraid.quantum.tomography import Tomography
+from unbraid.tensors import MPO
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -154,6 +157,27 @@ def test_the_error_of_signs_holds_the_doubt_about_signs(kind, shots) -> None:
         assert float(doubt.mean()) < 0.1 * 63 / (4 * shots)
     if kind == "sparse":
         assert float(doubt.mean()) > 10 * 63 / (4 * shots)
+
+
+@pytest.mark.parametrize(("qubits", "shots"), [(4, 2_000), (6, 10_000), (8, 10_000)])
+def test_the_error_of_signs_holds_the_doubt_about_the_overall_sign(qubits, shots) -> None:
+    """Outcomes of a single entry, which little of the anchor's image meets."""
+    circuit = Circuit(brickwall(qubits, 2), init="random", seed=1, dtype=torch.float64)
+    psi = torch.eye(2**qubits, dtype=torch.float64).repeat(2**8 // 2**qubits * 2, 1)[:300]
+    read = read_out(circuit, psi @ circuit.matrix().detach(), readout="signs", shots=shots, generator=generator())
+    squares = (read.vectors - psi).square().sum(dim=1)
+    assert 0.5 < float(squares.mean().sqrt() / read.standard_error.square().mean().sqrt()) < 1.6
+
+
+def test_tomography_refuses_what_it_would_not_use() -> None:
+    layer = DisentangledLinear(Circuit(brickwall(2, 1)), MPO.random((2, 2), (2, 2), 1), Circuit(brickwall(2, 1)))
+    for options in ({"mitigate_readout": True}, {"noise_factors": (1, 3)}):
+        run = AerExecutor(**options)
+        with pytest.raises(InvalidInputError, match="fitter='inversion'"):
+            read_out(haar_circuit(2), inputs(1, 4), readout="tomography", executor=run)
+        with pytest.raises(InvalidInputError, match="fitter='inversion'"):
+            to_quantum(layer, run, readout="tomography")
+        to_quantum(layer, run, readout=Tomography(fitter="inversion"))
 
 
 def test_more_settings_average_the_noise_of_a_device() -> None:

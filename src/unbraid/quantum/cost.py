@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
@@ -22,13 +23,16 @@ from unbraid.ground.errors import InvalidInputError, require_extra
 from unbraid.ground.random import stream
 from unbraid.quantum.convert import is_standard, num_qubits, to_qiskit, unrolled
 from unbraid.quantum.encode import encode
+from unbraid.quantum.execute import TorchExecutor
 from unbraid.quantum.jobs import CALIBRATION_SHOTS, SHOTS_PER_JOB, TWO_QUBIT_GATES_PER_JOB, Limits
 from unbraid.quantum.mitigation import folded
+from unbraid.quantum.programs import measured_qubits
 
 if TYPE_CHECKING:
     from unbraid.quantum.hybrid import Stage
 
 TRANSPILER_SEED = 0
+_MOST_COMPILED = 24  # circuits of a readout that are compiled for an estimate; only tomography has more
 
 # A rough model of IBM's devices, for backends that do not tell. The wait between shots, in which qubits relax to |0>,
 # is by default 250 microseconds and dwarfs the rest; Falcon processors measure in 5 microseconds and take 0.44 for a
@@ -76,7 +80,7 @@ class StageCost:
         circuits: circuits to run.
         shots: of all circuits together.
         one_qubit_gates_per_circuit: of the preparation of a generic vector and of the circuit, virtual ones included.
-        two_qubit_gates_per_circuit: likewise, without repetitions that raise noise.
+        two_qubit_gates_per_circuit: likewise, without repetitions that raise noise; means over a readout's circuits.
         one_qubit_gates: of all circuits together.
         two_qubit_gates: of all circuits together, repetitions included.
         depth: of the deepest circuit, without its measurement.
@@ -241,9 +245,10 @@ def estimate_cost(
 
     Every stage (a linear circuit of a layer) is taken to act on ``vectors_per_sample`` vectors a sample: 1 for a plain
     network, the number of tokens or positions where a layer acts on each of them. Its circuits prepare a generic
-    vector and run the circuit; they are transpiled where the executor has a ``backend``. Jobs are those of one call
-    with all samples; smaller calls (and tomography, in pieces of millions of outcomes) may fill theirs less. That equal
-    vectors run once on samplers is not foreseen.
+    vector and run the circuit; they are compiled as the executor will, for its ``backend`` if it has one. Of tomography
+    a few circuits stand for all. Jobs are those of one call with all samples; smaller calls (and tomography, in pieces
+    of millions of outcomes) may fill theirs less. What a results store holds, and that equal vectors run once, is not
+    foreseen.
 
     Args:
         hybrid: a model with :class:`~unbraid.QuantumLinear` layers.
@@ -270,17 +275,18 @@ def estimate_cost(
         raise InvalidInputError(
             "This model has no quantum layers. Make it a hybrid first: unbraid.to_quantum(model, executor)."
         )
-    runs = [stage for layer in layers for stage in layer.stages()]
+    runs = [_Run.of(stage) for layer in layers for stage in layer.stages()]
     vectors = n_samples * vectors_per_sample
-    stages = [_stage_cost(stage, vectors) for stage in runs]
+    stages = [run.cost(vectors) for run in runs]
     if backward:
-        if not any(stage.shifted for stage in runs):
+        shifted = [run for run in runs if run.stage.shifted is not None]
+        if not shifted:
             raise InvalidInputError(
                 "backward=True counts circuits with shifted parameters, and this hybrid has none. Make it with "
-                "to_quantum(..., gradient='parameter-shift'), and gates that require gradients."
+                "to_quantum(..., gradient='parameter-shift')."
             )
         # two for each angle, and the transposed circuit for the input
-        stages += [_stage_cost(stage, vectors, 2 * stage.shifted + 1) for stage in runs if stage.shifted]
+        stages += [run.cost(vectors, 2 * (run.stage.shifted or 0) + 1) for run in shifted]
     stages += _calibrations(runs)
     seconds = sum(stage.seconds for stage in stages)
     return Cost(
@@ -306,69 +312,114 @@ def _quantum_layers(hybrid: nn.Module) -> Iterator[Any]:
             yield module
 
 
-def _calibrations(stages: Sequence[Stage]) -> Iterator[StageCost]:
-    """What measuring how qubits are misread takes, once an executor."""
-    executors = {id(stage.executor): stage for stage in stages if getattr(stage.executor, "mitigate_readout", False)}
-    for stage in executors.values():
-        qubits = max(num_qubits(each.circuit.ansatz.wire_dims) for each in stages if each.executor is stage.executor)
-        shots = 2 * CALIBRATION_SHOTS
-        wait = getattr(getattr(stage.executor, "backend", None), "default_rep_delay", None) or WAIT
-        jobs = _jobs(2, 0, CALIBRATION_SHOTS, getattr(stage.executor, "limits", Limits()))
+@dataclass(frozen=True)
+class _Run:
+    """A stage and the circuits that it runs.
+
+    Attributes:
+        stage: of a layer.
+        circuits: with the preparation of a generic vector; those that a readout measures one vector by, in their order.
+            Of tomography some stand for all.
+        counts: gates of each.
+    """
+
+    stage: Stage
+    circuits: list[QuantumCircuit]
+    counts: list[GateCounts]
+
+    @classmethod
+    def of(cls, stage: Stage) -> _Run:
+        """As the executor compiles them, where it does."""
+        n = num_qubits(stage.circuit.ansatz.wire_dims)
+        generic = torch.randn(2**n, dtype=torch.float64, generator=stream(0, "generic vector", n))
+        preparation = encode(generic, stage.encoding).circuit(0)
+        measured = list(islice(stage.readout.measured(stage.circuit), _MOST_COMPILED))
+        compiled = getattr(stage.executor, "compiled", None)
+        if compiled is not None and not isinstance(stage.executor, TorchExecutor):
+            circuits = compiled(preparation, measured)
+        else:
+            backend = getattr(stage.executor, "backend", None)
+            circuits = [preparation.compose(to_qiskit(each)) for each in measured]
+            if backend is not None:
+                circuits = [_transpiled(each, backend, 1, TRANSPILER_SEED) for each in circuits]
+        return cls(stage, circuits, [gate_counts(each) for each in circuits])
+
+    def cost(self, vectors: int, shifts: int = 0) -> StageCost:
+        """Of so many vectors; or of that many runs of them with shifted parameters."""
+        stage, n = self.stage, num_qubits(self.stage.circuit.ansatz.wire_dims)
+        backend = getattr(stage.executor, "backend", None)
+        runs, per_vector = max(1, shifts), stage.readout.circuits(n)
+        shots_per_circuit = stage.readout.shots(stage.shots, n) / per_vector
+        factors = getattr(stage.executor, "noise_factors", (1,))
+        number = vectors * per_vector
+        one, two = (_mean([counts[key] for counts in self.counts]) for key in ("one_qubit", "two_qubit"))
+        limits = getattr(stage.executor, "limits", Limits(circuits=number))
+        shots = depth = jobs = 0
+        seconds = 0.0
+        for factor in factors:
+            each = shots_per_circuit if len(factors) == 1 else max(1, int(shots_per_circuit) // len(factors))
+            taken = round(number * each) * runs
+            packed = runs * _jobs([factor * counts["two_qubit"] for counts in self.counts], number, each, limits)
+            packed = packed if taken else 0
+            noisy = [folded(circuit, factor) for circuit in self.circuits]
+            depths = [gate_counts(circuit)["depth"] for circuit in noisy]
+            per_shot = [_seconds_per_shot(*pair, backend) for pair in zip(noisy, depths, strict=True)]
+            shots, jobs, depth = shots + taken, jobs + packed, max(depth, *depths)
+            seconds += packed * SECONDS_PER_JOB + taken * _mean(per_shot)
+        return StageCost(
+            name=stage.name + (" (gradient)" if shifts else ""),
+            qubits=n,
+            readout=str(stage.readout),
+            circuits=runs * number * len(factors),
+            shots=shots,
+            one_qubit_gates_per_circuit=round(one),
+            two_qubit_gates_per_circuit=round(two),
+            one_qubit_gates=round(runs * number * len(factors) * one),
+            two_qubit_gates=round(runs * number * sum(factors) * two),
+            depth=depth,
+            jobs=jobs,
+            seconds=seconds,
+            transpiled=backend is not None,
+        )
+
+    def physical_qubits(self) -> set[int]:
+        """That are measured."""
+        return {qubit for circuit in self.circuits for qubit in measured_qubits(circuit)}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _calibrations(runs: Sequence[_Run]) -> Iterator[StageCost]:
+    """What measuring how qubits are misread takes: two circuits whenever there are qubits that are not known yet."""
+    known: dict[int, set[int]] = {}
+    for run in runs:
+        executor = run.stage.executor
+        if not getattr(executor, "mitigate_readout", False):
+            continue
+        new = run.physical_qubits() - known.setdefault(id(executor), set())
+        if not new:
+            continue
+        known[id(executor)] |= new
+        backend, shots = getattr(executor, "backend", None), 2 * CALIBRATION_SHOTS
+        wait = getattr(backend, "default_rep_delay", None) or WAIT
+        jobs = _jobs([0], 2, CALIBRATION_SHOTS, getattr(executor, "limits", Limits()))
         yield StageCost(
             name="readout calibration",
-            qubits=qubits,
+            qubits=len(new),
             readout="calibration",
             circuits=2,
             shots=shots,
-            one_qubit_gates_per_circuit=qubits,
+            one_qubit_gates_per_circuit=len(new),
             two_qubit_gates_per_circuit=0,
-            one_qubit_gates=qubits,  # of one circuit; the other has none
+            one_qubit_gates=len(new),  # of one circuit; the other has none
             two_qubit_gates=0,
             depth=1,
             jobs=jobs,
             seconds=jobs * SECONDS_PER_JOB + shots * (wait + MEASUREMENT),
-            transpiled=getattr(stage.executor, "backend", None) is not None,
+            transpiled=backend is not None,
         )
-
-
-def _stage_cost(stage: Stage, vectors: int, shifts: int = 0) -> StageCost:
-    """Of a stage, or of so many runs with shifted parameters."""
-    n = num_qubits(stage.circuit.ansatz.wire_dims)
-    backend = getattr(stage.executor, "backend", None)
-    plain = _stage_circuit(stage, n, backend)
-    per_vector = stage.readout.circuits(n)
-    shots_per_circuit = stage.readout.shots(stage.shots, n) / per_vector
-    factors = getattr(stage.executor, "noise_factors", (1,))
-    one = two = circuits = shots = depth = jobs = 0
-    seconds = 0.0
-    for factor in factors:
-        circuit = folded(plain, factor)
-        counts = gate_counts(circuit)
-        each = shots_per_circuit if len(factors) == 1 else max(1, int(shots_per_circuit) // len(factors))
-        number = vectors * per_vector * max(1, shifts)
-        taken = round(number * each)
-        limits = getattr(stage.executor, "limits", Limits(circuits=number))
-        packed = max(1, shifts) * _jobs(vectors * per_vector, counts["two_qubit"], each, limits) if taken else 0
-        circuits, shots, jobs = circuits + number, shots + taken, jobs + packed
-        one, two = one + number * counts["one_qubit"], two + number * counts["two_qubit"]
-        depth = max(depth, counts["depth"])
-        seconds += packed * SECONDS_PER_JOB + taken * _seconds_per_shot(circuit, counts["depth"], backend)
-    counts = gate_counts(plain)
-    return StageCost(
-        name=stage.name + (" (gradient)" if shifts else ""),
-        qubits=n,
-        readout=str(stage.readout),
-        circuits=circuits,
-        shots=shots,
-        one_qubit_gates_per_circuit=counts["one_qubit"],
-        two_qubit_gates_per_circuit=counts["two_qubit"],
-        one_qubit_gates=one,
-        two_qubit_gates=two,
-        depth=depth,
-        jobs=jobs,
-        seconds=seconds,
-        transpiled=backend is not None,
-    )
 
 
 def _seconds_per_shot(circuit: QuantumCircuit, depth: int, backend: Any) -> float:
@@ -377,23 +428,13 @@ def _seconds_per_shot(circuit: QuantumCircuit, depth: int, backend: Any) -> floa
     wait = getattr(backend, "default_rep_delay", None)
     if backend is not None:
         measured = circuit.copy()
-        active = {circuit.find_bit(qubit).index for item in circuit.data for qubit in item.qubits}
-        measured.add_register(ClassicalRegister(len(active)))
-        measured.measure(sorted(active), range(len(active)))
+        if not measured_qubits(circuit):
+            active = {circuit.find_bit(qubit).index for item in circuit.data for qubit in item.qubits}
+            measured.add_register(ClassicalRegister(len(active)))
+            measured.measure(sorted(active), range(len(active)))
         with suppress(QiskitError):  # a device that does not tell how long its gates take
             modelled = measured.estimate_duration(backend.target, unit="s")
     return modelled + (WAIT if wait is None else wait)
-
-
-def _stage_circuit(stage: Stage, n: int, backend: Any) -> QuantumCircuit:
-    """The preparation of a generic vector and the circuit, for the backend if there is one."""
-    generic = torch.randn(2**n, dtype=torch.float64, generator=stream(0, "generic vector", n))
-    qc = encode(generic, stage.encoding).circuit(0).compose(to_qiskit(stage.circuit))
-    if backend is None:
-        return qc
-    level = getattr(stage.executor, "optimization_level", 1)
-    seed = getattr(stage.executor, "seed", TRANSPILER_SEED)
-    return _transpiled(qc, backend, level, seed)
 
 
 def _transpiled(qc: QuantumCircuit, backend: Any, optimization_level: int, seed: int) -> QuantumCircuit:
@@ -406,8 +447,28 @@ def _transpiled(qc: QuantumCircuit, backend: Any, optimization_level: int, seed:
     return transpile(qc, backend, optimization_level=optimization_level, seed_transpiler=seed)
 
 
-def _jobs(circuits: int, two_qubit_gates: int, shots: float, limits: Limits) -> int:
-    """Jobs that hold equal circuits within the limits, at least one circuit each."""
-    by_gates = limits.two_qubit_gates // max(1, two_qubit_gates)
-    by_shots = int(limits.shots / shots)
-    return math.ceil(circuits / max(1, min(by_gates, by_shots, limits.circuits)))
+def _jobs(two_qubit_gates: Sequence[int], circuits: int, shots: float, limits: Limits) -> int:
+    """Jobs that hold circuits within the limits, at least one circuit each.
+
+    Args:
+        two_qubit_gates: of different circuits, each of which stands for an equal part of all, one after the other.
+        circuits: how many there are in all.
+        shots: of each.
+        limits: of a job.
+    """
+    if circuits % len(two_qubit_gates):
+        two_qubit_gates = [math.ceil(_mean(two_qubit_gates))]
+    jobs = held = gates_held = 0
+    for gates in two_qubit_gates:
+        left = circuits // len(two_qubit_gates)
+        while left:
+            room = min(limits.circuits - held, int(limits.shots / shots) - held if shots else left)
+            if gates:
+                room = min(room, (limits.two_qubit_gates - gates_held) // gates)
+            if jobs == 0 or room < 1:  # a new job, of one circuit at least
+                jobs, held, gates_held = jobs + 1, 0, 0
+                full = min(limits.circuits, int(limits.shots / shots) if shots else left)
+                room = max(1, min(full, limits.two_qubit_gates // gates if gates else full))
+            taken = min(room, left)
+            left, held, gates_held = left - taken, held + taken, gates_held + taken * gates
+    return jobs

@@ -42,7 +42,7 @@ class Stage:
         shots: a vector.
         encoding: of its inputs.
         executor: what runs it.
-        shifted: angles that a backward pass by shifted parameters shifts; 0 where there is none.
+        shifted: angles that a backward pass by shifted parameters shifts; None where there is no such pass.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Stage:
     shots: int
     encoding: Encoding
     executor: Executor
-    shifted: int = 0
+    shifted: int | None = None
 
 
 @dataclass
@@ -150,6 +150,8 @@ class QuantumLinear(nn.Module):
         self.centers: dict[str, Tensor] = {}
         self._means: dict[str, list[Tensor]] | None = None  # while centers are being found
         self._calls = 0
+        if isinstance(self.readout, Tomography):
+            self.readout.check(self.executor)
         for stage in self.stages():
             if isinstance(self.executor, SamplerExecutor):
                 qubits = self.executor.check_width(stage.circuit)
@@ -254,7 +256,7 @@ class QuantumLinear(nn.Module):
             detached = [(gate if isinstance(gate, str) else gate.detach(), wires) for gate, wires in placed]
             circuit = Circuit.from_gates(first.ansatz.wire_dims, detached, dtype=first.dtype, device=first.device)
             name = run.name + (f".{k}" if len(parts) > 1 else "")
-            shifted = 0 if self.gradient == "none" else sum(map(_angles, placed))
+            shifted = None if self.gradient == "none" else sum(map(_angles, placed))
             stage = Stage(name, circuit, self.readout, self.shots, self.encoding, self.executor, shifted)
             found.append((stage, placed))
         return found

@@ -6,7 +6,7 @@ Legend: B vectors of N = 2^n entries; x a unit input, psi = Q x wanted.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,6 +49,10 @@ class Readout(Protocol):
 
     def shots(self, total: int, qubits: int) -> int:
         """Shots that one vector takes if ``total`` are asked for."""
+        ...
+
+    def measured(self, circuit: Circuit) -> Iterable[Circuit]:
+        """The different circuits that are measured, in order, each as often as the others."""
         ...
 
     def read(

@@ -15,6 +15,7 @@ Legend: B vectors of N = 2^n entries.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,10 @@ class Exact:
     def shots(self, total: int, qubits: int) -> int:
         """None."""
         return 0
+
+    def measured(self, circuit: Circuit) -> Iterable[Circuit]:
+        """The circuit itself."""
+        return [circuit]
 
     def read(
         self,

@@ -17,6 +17,7 @@ Legend: u uniform; nu+ and nu- the norms of c x +- s r; S shots of both circuits
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +61,10 @@ class Reference:
     def shots(self, total: int, qubits: int) -> int:
         """The same for both circuits, at least 1."""
         return 2 * max(1, total // 2)
+
+    def measured(self, circuit: Circuit) -> Iterable[Circuit]:
+        """The circuit itself."""
+        return [circuit]
 
     def read(
         self,

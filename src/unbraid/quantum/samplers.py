@@ -239,6 +239,18 @@ class SamplerExecutor:
         tail.measure(range(qubits), range(qubits))
         return tail
 
+    def compiled(self, preparation: QuantumCircuit, circuits: Sequence[Circuit]) -> list[QuantumCircuit]:
+        """Circuits as they will run behind a preparation, with its angles as parameters; kept for the run.
+
+        Args:
+            preparation: of the state.
+            circuits: linear.
+        """
+        return [
+            self._compiler.program(preparation, self._tail(each), circuit_key(each), 1).template.circuit
+            for each in circuits
+        ]
+
     @property
     def two_qubit_gates(self) -> int:
         """Of the largest circuit that was transpiled so far, preparation included."""

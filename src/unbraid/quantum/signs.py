@@ -68,6 +68,10 @@ class Signs:
         count = self.circuits(qubits)
         return count * max(1, total // count)
 
+    def measured(self, circuit: Circuit) -> list[Circuit]:
+        """The circuit with the Hadamards of each setting."""
+        return [with_hadamards(circuit, setting) for setting in settings_of(count_qubits(circuit), self.settings)]
+
     def read(
         self,
         circuit: Circuit,
@@ -87,8 +91,7 @@ class Signs:
         settings = settings_of(n, self.settings)
         each = max(1, shots // len(settings))
         anchor = Anchor(circuit, units)
-        circuits = [with_hadamards(circuit, setting) for setting in settings]
-        execution = executor.run(circuits, encode(anchor.states, encoding), each, generator=generator)
+        execution = executor.run(self.measured(circuit), encode(anchor.states, encoding), each, generator=generator)
         counts, confusion = counts_of(execution, executor, units.device)
         found, noise, doubt = solve_signs(counts, confusion, settings, anchor.image)
         psi = anchor.settle(found)

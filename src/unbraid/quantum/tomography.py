@@ -14,7 +14,7 @@ Legend: B vectors of N = 2^n entries; rho the density matrix.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -70,6 +70,23 @@ class Tomography:
         """The same for each basis, at least 1."""
         return int(3**qubits * max(1, total // 3**qubits))
 
+    def measured(self, circuit: Circuit) -> Iterator[Circuit]:
+        """The circuit followed by rotations of each basis."""
+        return (measured_in(circuit, basis) for basis in product("XYZ", repeat=count_qubits(circuit)))
+
+    def check(self, executor: Executor) -> None:
+        """Refuse an executor whose means this tomography would not use.
+
+        Raises:
+            InvalidInputError: if the fitter is qiskit-experiments' and the executor mitigates or extrapolates.
+        """
+        mitigates = getattr(executor, "mitigate_readout", False) or getattr(executor, "noise_factors", (1,)) != (1,)
+        if self.fitter == "qiskit-experiments" and mitigates:
+            raise InvalidInputError(
+                "Tomography by qiskit-experiments takes counts as they are, without readout mitigation and noise "
+                "factors. Use Tomography(fitter='inversion'), or an executor without these."
+            )
+
     def read(
         self,
         circuit: Circuit,
@@ -80,6 +97,7 @@ class Tomography:
         encoding: Encoding,
     ) -> Reading:
         """See :meth:`unbraid.quantum.reading.Readout.read`."""
+        self.check(executor)
         read = _by_inversion if self.fitter == "inversion" else _by_experiments
         if self.sign == "largest":
             return read(circuit, units, shots, executor, generator, encoding)

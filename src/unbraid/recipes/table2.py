@@ -35,7 +35,7 @@ from unbraid.recipes.tnn import Training, load_images, train_tnn
 
 MERGED, AROUND, SMALL, NOISELESS = (
     "with six-qubit unitaries",
-    "six-qubit unitaries around the MPO",
+    "unitaries around the MPO",
     "gates on two qubits",
     "gates on two qubits, healed without noise",
 )
