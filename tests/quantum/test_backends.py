@@ -42,7 +42,32 @@ def test_ibms_own_samplers_run_in_every_mode(monkeypatch, tmp_path, kind, mode):
         read = read_out(circuit, x, readout="signs", executor=executor, shots=20_000)
     assert float(torch.cosine_similarity(read.vectors, circuit(x).detach(), dim=1).min()) > 0.9
     assert closed == ([] if mode == "job" else [mode.capitalize()])
+    assert executor.jobs_at_once == (5 if mode == "batch" else 1)
     assert runtime is not None
+
+
+def test_a_wrong_option_opens_no_session(monkeypatch):
+    pytest.importorskip("qiskit_ibm_runtime")
+    opened = []
+
+    class Service:
+        def backends(self, **filters):
+            return [fake_backend("fake_manila")]
+
+        def backend(self, name):
+            return fake_backend(name)
+
+        def job(self, name):
+            raise KeyError(name)
+
+    monkeypatch.setattr("qiskit_ibm_runtime.QiskitRuntimeService", Service)
+    monkeypatch.setattr("qiskit_ibm_runtime.Session", opened.append)
+    for wrong in ({"store": "/not/there/f"}, {"max_circuits": 0}, {"noise_factors": (2,)}, {"seed": "a"}):
+        with pytest.raises(InvalidInputError):
+            ibm_executor("fake_manila", mode="session", **wrong)
+    with pytest.raises(InvalidInputError, match="mode"):
+        ibm_executor("fake_manila", mode="queue")
+    assert opened == []
 
 
 def test_stored_devices_are_found_by_name():
@@ -50,6 +75,8 @@ def test_stored_devices_are_found_by_name():
     assert (fake_backend("fake_montreal").num_qubits, fake_backend("fake_marrakesh").num_qubits) == (27, 156)
     with pytest.raises(InvalidInputError, match=r"no backend 'montreal'.*fake_montreal"):
         fake_backend("montreal")
+    with pytest.raises(InvalidInputError, match="there are fake_"):
+        fake_backend("nothing of the kind")
 
 
 def test_a_service_that_fails_gives_one_clear_error(monkeypatch):

@@ -1,5 +1,7 @@
 """Noise in training is that of sampled circuits, and is gone afterwards."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -62,6 +64,19 @@ def test_noisy_healing_repeats_by_its_seed() -> None:
     assert not torch.equal(found[0], found[2])
 
 
+def test_copies_that_are_made_in_the_block_are_quiet_after_it(tmp_path) -> None:
+    model, x = layer().train(), rows(5)
+    exact = model(x).detach()
+    with shot_noise(model, 50):
+        copied, hybrid = copy.deepcopy(model), to_quantum(model, readout="exact")
+        assert not torch.equal(copied(x), copied(x))
+        torch.save(model, tmp_path / "model.pt")
+        with shot_noise(model, 1):  # the inner one counts
+            assert float((model(x) - exact).detach().norm()) > 5
+    for each in (copied, hybrid, torch.load(tmp_path / "model.pt", weights_only=False)):
+        torch.testing.assert_close(each.train()(x), exact, rtol=1e-5, atol=1e-5)
+
+
 def test_an_error_in_the_block_leaves_no_noise_behind() -> None:
     model, x = layer().train(), rows(5)
     exact = model(x).detach()
@@ -71,8 +86,9 @@ def test_an_error_in_the_block_leaves_no_noise_behind() -> None:
 
 
 def test_wrong_uses_are_refused() -> None:
-    with pytest.raises(InvalidInputError, match="DisentangledLinear"), shot_noise(nn.Linear(2, 2), 10):
-        pass
+    for wrong in (nn.Linear(2, 2), to_quantum(layer()), None):
+        with pytest.raises(InvalidInputError, match="DisentangledLinear"), shot_noise(wrong, 10):
+            pass
     for shots in (0, -1, 1.5, True, "many"):
         with pytest.raises(InvalidInputError, match="shots"), shot_noise(layer(), shots):
             pass

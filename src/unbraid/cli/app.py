@@ -340,8 +340,8 @@ def run(
         bool, typer.Option("--mitigate-readout", help="Measure how qubits are misread, and correct for it.")
     ] = False,
     images: Annotated[int | None, typer.Option(help="Only the first so many rows.")] = None,
-    limit: Annotated[float, typer.Option(help="Ask before more seconds of a device than this are spent.")] = 60.0,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    limit: Annotated[float, typer.Option(help="ibm: ask before more seconds of a device than this are spent.")] = 60.0,
+    yes: Annotated[bool, typer.Option("--yes", help="ibm: do not ask.")] = False,
     price: Annotated[
         float | None, typer.Option(help="Of a second of the device, in any currency; the cost is then told in it.")
     ] = None,
@@ -380,10 +380,25 @@ def run(
         hybrid = to_quantum(network, chosen_executor, encoding=chosen, readout=readout.value, shots=shots, seed=seed)
         cost = estimate_cost(hybrid, len(x), price_per_second=price)
         if not quiet:
-            console.print(cost.describe(), highlight=False)
+            console.print(cost.describe(), highlight=False, soft_wrap=True)
+            kept = len(getattr(chosen_executor, "store", None) or ())
+            if kept:
+                console.print(
+                    f"Results of {kept:,} circuits are in {place / 'results.sqlite'} and are not paid for again; the "
+                    "estimate counts them all the same.",
+                    highlight=False,
+                )
+            if backend is not None and readout is Readout.reference:
+                console.print(
+                    "The plus/minus reference suffers most from the noise of a device; try --readout signs --encoding "
+                    "mps.",
+                    highlight=False,
+                )
         if executor is ExecutorName.ibm and cost.seconds > limit and not yes:
             money = "" if cost.money is None else f", at the price given {cost.money:,.2f}"
-            typer.confirm(f"This takes about {cost.seconds:,.0f} seconds of the device{money}. Go on?", abort=True)
+            question = f"This takes about {cost.seconds:,.0f} seconds of the device{money}. Go on?"
+            if not _agreed(question):
+                raise InvalidInputError("Nothing was run. Answer yes, or give --yes or a higher --limit.")
         with shown(quiet):
             report = evaluate(hybrid, (x, y), name=f"{model} on {data}")
     if data not in DATASETS:
@@ -392,6 +407,14 @@ def run(
         )
     report.save(place)
     _finish(report.table(), out, quiet, facts=report.facts())
+
+
+def _agreed(question: str) -> bool:
+    """The answer to a question; no where nobody can answer."""
+    try:
+        return typer.confirm(question)
+    except typer.Abort:
+        return False
 
 
 def _executor(

@@ -59,7 +59,7 @@ def require_finite(tensor: Tensor, name: str) -> None:
     count = int((~finite).sum())
     raise InvalidInputError(
         f"{name} must be finite; it has {count} {kind} or other non-finite entries out of {tensor.numel()}, the first "
-        f"at index {position}. Repair or retrain it, for example from the last good checkpoint."
+        f"at index {position}. Look for a division by zero or an overflow in what made it."
     )
 
 

@@ -148,7 +148,8 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
             return tensors, metadata
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise FileFormatError(
-            f"{path} is no complete safetensors file ({error}). It may be truncated: copy or write it again."
+            f"{path} is no complete safetensors file ({error}). It may be truncated, or a pickle of torch.save, which "
+            "is never loaded: write it with safetensors.torch.save_file."
         ) from error
 
 

@@ -55,8 +55,13 @@ def save_pretrained(model: nn.Module, directory: str | os.PathLike[str]) -> Path
 
     Raises:
         OutputError: if it cannot be written to.
-        InvalidInputError: if a parameter is NaN or infinite.
+        InvalidInputError: if a parameter is NaN or infinite, or the model is a hybrid.
     """
+    if any(getattr(module, "runs_circuits", False) for module in model.modules()):
+        raise InvalidInputError(
+            "This is a hybrid, and an executor cannot be saved. Save the network that to_quantum was given; to_quantum "
+            "makes the hybrid again."
+        )
     place = make_directory(directory)
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     for name, tensor in state.items():

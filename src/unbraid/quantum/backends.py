@@ -6,12 +6,14 @@ Accounts and tokens are read by qiskit-ibm-runtime alone, from where its users s
 from __future__ import annotations
 
 import importlib
+from difflib import get_close_matches
 from typing import Any
 
 from unbraid.ground.errors import ExecutionError, InvalidInputError, require_choice, require_extra
 from unbraid.quantum.samplers import SamplerExecutor
 
 MODES = ("job", "batch", "session")
+_BATCHED = 5  # jobs at once
 
 
 def fake_backend(name: str) -> Any:
@@ -25,7 +27,11 @@ def fake_backend(name: str) -> Any:
     kinds = {getattr(kind, "backend_name", None): kind for kind in vars(provider).values() if isinstance(kind, type)}
     names = sorted(found for found in kinds if isinstance(found, str))
     if name not in names:
-        raise InvalidInputError(f"There is no backend {name!r} to simulate; there are {', '.join(names)}.")
+        near = get_close_matches(str(name), names, n=3)
+        listed = (
+            f"did you mean {' or '.join(near)}? There are {len(names)}" if near else f"there are {', '.join(names)}"
+        )
+        raise InvalidInputError(f"There is no backend {name!r} to simulate; {listed}.")
     return kinds[name]()
 
 
@@ -42,9 +48,10 @@ def ibm_executor(name: str, *, mode: str = "job", **options: Any) -> SamplerExec
 
     Args:
         name: of the device, or "least_busy".
-        mode: "job": every job queues by itself. "batch": jobs are scheduled together. "session": the device is kept
-            from the first job to the end, which is billed as a whole. Batches and sessions must be closed: use the
-            executor in a ``with`` statement, or call its ``close``.
+        mode: "job": every job queues by itself. "batch": jobs are scheduled together, five of them under way at once
+            unless ``jobs_at_once`` says otherwise. "session": the device is kept from the first job to the end, which
+            is billed as a whole. Batches and sessions must be closed: use the executor in a ``with`` statement, or
+            call its ``close``.
         options: of :class:`unbraid.SamplerExecutor`; jobs of an earlier process are collected through the service.
 
     Raises:
@@ -60,8 +67,7 @@ def ibm_executor(name: str, *, mode: str = "job", **options: Any) -> SamplerExec
         if name != "least_busy" and name not in names:
             raise InvalidInputError(f"This account has no device {name!r}; it has {', '.join(names) or 'none'}.")
         backend = service.least_busy(simulator=False) if name == "least_busy" else service.backend(name)
-        place = {"batch": runtime.Batch, "session": runtime.Session}
-        sampler = _sampler_class(runtime)(mode=place[mode](backend) if mode in place else backend)
+        sampler = _sampler_class(runtime)(mode=backend)
     except InvalidInputError:
         raise
     except Exception as error:  # whatever the vendor's library raises
@@ -69,4 +75,12 @@ def ibm_executor(name: str, *, mode: str = "job", **options: Any) -> SamplerExec
             f"IBM's service cannot be used ({type(error).__name__}: {error}). Save an account with "
             "QiskitRuntimeService.save_account, and check the connection."
         ) from error
-    return SamplerExecutor(sampler, backend=backend, retrieve=service.job, **options)
+    options = {"jobs_at_once": _BATCHED if mode == "batch" else 1, "retrieve": service.job} | options
+    executor = SamplerExecutor(sampler, backend=backend, **options)
+    if mode != "job":  # opened last, so that no wrong option leaves it open
+        try:
+            place = {"batch": runtime.Batch, "session": runtime.Session}[mode](backend)
+            executor.sampler = _sampler_class(runtime)(mode=place)
+        except Exception as error:
+            raise ExecutionError(f"IBM's service opened no {mode} ({type(error).__name__}: {error}).") from error
+    return executor

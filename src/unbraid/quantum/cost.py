@@ -116,7 +116,8 @@ class Cost:
         two_qubit_gates: likewise.
         depth: of the deepest circuit.
         jobs: jobs within IBM's guaranteed limits.
-        seconds: on a device, by the rough model of this module; without queueing and host time.
+        seconds: on a device, by its own durations where it tells them and a rough model elsewhere; without queueing and
+            host time.
         stages: the same for every circuit of every layer, in the order in which they run.
         vectors_per_sample: vectors that each layer is taken to get from one sample.
         money: ``seconds`` times a price a second, in its currency; None without a price.
@@ -269,7 +270,10 @@ def estimate_cost(
         raise InvalidInputError(f"price_per_second must be a number of at least 0; got {price_per_second!r}.")
     for value, name in ((n_samples, "n_samples"), (vectors_per_sample, "vectors_per_sample")):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InvalidInputError(f"{name} must be a positive integer; got {value!r}.")
+            told = repr(value) if isinstance(value, int | float | str) else type(value).__name__
+            raise InvalidInputError(f"{name} must be a positive integer; got {told}.")
+    if not isinstance(hybrid, nn.Module):
+        raise InvalidInputError(f"estimate_cost takes a hybrid model; got {type(hybrid).__name__}.")
     layers = list(_quantum_layers(hybrid))
     if not layers:
         raise InvalidInputError(

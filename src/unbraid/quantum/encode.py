@@ -198,7 +198,10 @@ def encode(
             )
         encoding = MPSEncoding(**given)
     chosen = encoding_of(encoding)
-    x = torch.as_tensor(x)
+    try:
+        x = torch.as_tensor(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(f"encode takes a tensor, or numbers in an array; got {type(x).__name__}.") from error
     if x.is_complex():
         raise InvalidInputError("encode takes real vectors; got complex ones. Encode real and imaginary parts apart.")
     if x.dim() == 0 or x.shape[-1] == 0:

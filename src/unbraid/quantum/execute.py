@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from unbraid.ground.random import stream
 from unbraid.quantum.encode import Encoded
 
 _NORM_TOLERANCE = 1e-4
+MOST_SHOTS = 2**53
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,9 @@ def as_list(circuit: Circuits) -> list[Circuit]:
     Raises:
         InvalidInputError: if there is none, or they act on vectors of different sizes.
     """
-    circuits = [circuit] if isinstance(circuit, Circuit) else list(circuit)
+    circuits = list(circuit) if isinstance(circuit, list | tuple) else [circuit]
+    if not all(isinstance(each, Circuit) for each in circuits):
+        raise InvalidInputError(f"An executor runs a Circuit, or a list of them; got {type(circuit).__name__}.")
     if not circuits or len({each.dimension for each in circuits}) > 1:
         raise InvalidInputError(
             f"Circuits that run together must act on vectors of one size; got sizes {[c.dimension for c in circuits]}."
@@ -200,6 +203,8 @@ def check_run(circuits: Sequence[Circuit], vectors: Tensor | Encoded) -> Tensor:
             "to_quantum."
         )
     states = vectors.vectors if isinstance(vectors, Encoded) else vectors
+    if not isinstance(states, Tensor):
+        raise InvalidInputError(f"vectors must be a tensor or encode(...); got {type(states).__name__}.")
     if states.dim() != 2 or states.shape[1] != circuits[0].dimension:
         raise InvalidInputError(
             f"vectors must have shape (B, {circuits[0].dimension}) for this circuit; got {tuple(states.shape)}. Pad "
@@ -207,7 +212,7 @@ def check_run(circuits: Sequence[Circuit], vectors: Tensor | Encoded) -> Tensor:
         )
     require_finite(states, "vectors")
     norms = torch.linalg.vector_norm(states.detach(), dim=1)
-    wrong = (norms - 1).abs() > _NORM_TOLERANCE
+    wrong = (norms - 1).abs() > max(_NORM_TOLERANCE, 2 * torch.finfo(states.dtype).eps)
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])
         raise InvalidInputError(
@@ -215,6 +220,28 @@ def check_run(circuits: Sequence[Circuit], vectors: Tensor | Encoded) -> Tensor:
             f"{float(norms[row]):.6g}. Divide by the norms and keep them, as read_out does."
         )
     return states
+
+
+def check_executor(executor: Any) -> Executor:
+    """The executor itself.
+
+    Raises:
+        InvalidInputError: if it is none.
+    """
+    if isinstance(executor, type) or not callable(getattr(executor, "run", None)):
+        raise InvalidInputError(f"executor must be one such as TorchExecutor() or AerExecutor(); got {executor!r}.")
+    found: Executor = executor
+    return found
+
+
+def check_total(shots: Any) -> None:
+    """Refuse shots of a readout, over all of its circuits, that are not at least two.
+
+    Raises:
+        InvalidInputError: if they are not.
+    """
+    if isinstance(shots, bool) or not isinstance(shots, int) or not 2 <= shots <= MOST_SHOTS:
+        raise InvalidInputError(f"shots must be an integer from 2 to 2^53; got {shots!r}.")
 
 
 def check_shots(shots: int | Tensor, circuits: int, count: int) -> Tensor:
@@ -226,12 +253,12 @@ def check_shots(shots: int | Tensor, circuits: int, count: int) -> Tensor:
     if isinstance(shots, Tensor):
         whole = not (shots.is_floating_point() or shots.is_complex() or shots.dtype == torch.bool)
         fits = shots.shape in ((count,), (circuits, count))
-        if whole and fits and (shots.numel() == 0 or int(shots.min()) > 0):
+        if whole and fits and (shots.numel() == 0 or 0 < int(shots.min()) <= int(shots.max()) <= MOST_SHOTS):
             return shots.to("cpu", torch.int64).expand(circuits, count)
-    elif isinstance(shots, int) and not isinstance(shots, bool) and shots > 0:
+    elif isinstance(shots, int) and not isinstance(shots, bool) and 0 < shots <= MOST_SHOTS:
         return torch.full((circuits, count), shots, dtype=torch.int64)
     raise InvalidInputError(
-        f"shots must be a positive integer, or a tensor of {count} positive integers; got {shots!r}."
+        f"shots must be a positive integer of at most 2^53, or a tensor of {count} of them; got {shots!r}."
     )
 
 

@@ -23,7 +23,7 @@ from unbraid.ground.random import stream
 from unbraid.nn.layers import DisentangledLinear
 from unbraid.nn.surgery import replace_modules
 from unbraid.quantum.encode import Encoding, encoding_of
-from unbraid.quantum.execute import Executor, TorchExecutor, count_qubits
+from unbraid.quantum.execute import Executor, TorchExecutor, check_executor, check_total, count_qubits
 from unbraid.quantum.gradients import GRADIENTS, Placed, apply_placed, sampled
 from unbraid.quantum.reading import Readout
 from unbraid.quantum.readout import Exact, read_out, readout_of, through_states
@@ -98,6 +98,8 @@ class QuantumLinear(nn.Module):
             or does not fit the backend, or layers in a row do not fit each other.
     """
 
+    runs_circuits = True
+
     def __init__(
         self,
         layer: DisentangledLinear | Sequence[DisentangledLinear],
@@ -123,14 +125,11 @@ class QuantumLinear(nn.Module):
                 f"{[(each.in_features, each.out_features) for each in layers]}."
             )
         self.layers = nn.ModuleList(layers)
-        self.executor: Executor = TorchExecutor(seed) if executor is None else executor
-        if isinstance(self.executor, type) or not callable(getattr(self.executor, "run", None)):
-            raise InvalidInputError(f"executor must be one such as TorchExecutor() or AerExecutor(); got {executor!r}.")
+        self.executor: Executor = check_executor(TorchExecutor(seed) if executor is None else executor)
         self.name = name
         self.encoding = encoding_of(encoding)
         self.readout = readout_of(readout)
-        if isinstance(shots, bool) or not isinstance(shots, int) or shots < 2:
-            raise InvalidInputError(f"shots must be an integer of at least 2; got {shots!r}.")
+        check_total(shots)
         if isinstance(self.readout, Exact) and not isinstance(self.executor, TorchExecutor):
             raise InvalidInputError(
                 f"readout='exact' needs executor=TorchExecutor(); got {self.executor!r}. Use readout='reference' to "
@@ -382,6 +381,10 @@ def to_quantum(
         Sec. V of "Classical Neural Networks on Quantum Devices via Tensor Network Disentanglers", which reads out by
         tomography.
     """
+    if not isinstance(model, nn.Module):
+        raise InvalidInputError(f"to_quantum takes a model; got {type(model).__name__}.")
+    if any(isinstance(module, QuantumLinear) for module in model.modules()):
+        raise InvalidInputError("This model is a hybrid already. Give to_quantum the network that it was made of.")
     hybrid = copy.deepcopy(model).eval()
     executor = TorchExecutor(seed) if executor is None else executor
     found = [(name, module) for name, module in hybrid.named_modules() if isinstance(module, DisentangledLinear)]
@@ -414,7 +417,7 @@ def to_quantum(
 
 def _find_centers(hybrid: nn.Module, layers: Sequence[QuantumLinear], x: Tensor) -> None:
     """Centers of all layers from one exact pass."""
-    if not isinstance(x, Tensor) or not len(x):
+    if not isinstance(x, Tensor) or x.dim() < 2 or not len(x):
         raise InvalidInputError(
             "center must be a tensor of inputs of the network, at least one; such as training data."
         )

@@ -24,7 +24,7 @@ from torch import Tensor
 from unbraid.circuits import Circuit
 from unbraid.ground.errors import InvalidInputError, require_choice, require_finite
 from unbraid.quantum.encode import Amplitude, Encoding, encode, encoding_of
-from unbraid.quantum.execute import Executor, TorchExecutor
+from unbraid.quantum.execute import Executor, TorchExecutor, check_executor, check_total
 from unbraid.quantum.reading import Reading, Readout
 from unbraid.quantum.reference import Reference
 from unbraid.quantum.signs import Signs
@@ -150,6 +150,12 @@ def read_out(
         MissingExtraError: if qiskit-experiments is needed and not installed.
     """
     chosen, encoding = readout_of(readout), encoding_of(encoding)
+    if not isinstance(circuit, Circuit) or not isinstance(x, Tensor):
+        raise InvalidInputError(
+            f"read_out takes a Circuit and a tensor; got {type(circuit).__name__} and {type(x).__name__}."
+        )
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise InvalidInputError(f"generator must be a torch.Generator; got {generator!r}.")
     if not circuit.is_linear:
         raise InvalidInputError(
             "read_out takes linear circuits; this one carries nonlinearities. Read out its segments() one by one, or "
@@ -162,13 +168,12 @@ def read_out(
     if x.is_complex() or not x.is_floating_point():
         raise InvalidInputError(f"x must be real and floating point; got {x.dtype}.")
     require_finite(x, "x")
-    executor = TorchExecutor() if executor is None else executor
+    executor = check_executor(TorchExecutor() if executor is None else executor)
     flat = x.reshape(-1, circuit.dimension)
     if isinstance(chosen, Exact):
         exact = chosen.read(circuit, flat, 0, executor, None, encoding)
         return ReadOut(exact.vectors.reshape(x.shape), exact.errors.reshape(x.shape[:-1]), exact.circuits, 0)
-    if isinstance(shots, bool) or not isinstance(shots, int) or shots < 2:
-        raise InvalidInputError(f"shots must be an integer of at least 2; got {shots!r}.")
+    check_total(shots)
     with torch.no_grad():
         # Scaled by the largest entry, so that no square under- or overflows.
         largest = flat.abs().amax(dim=1).double()

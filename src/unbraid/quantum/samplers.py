@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister
+from qiskit.circuit.library import get_standard_gate_name_mapping
 from torch import Tensor
 
 from unbraid.circuits import Circuit
@@ -115,12 +116,12 @@ class SamplerExecutor:
         noise_factors: Sequence[int] = (1,),
         extrapolate: Extrapolator | None = None,
     ) -> None:
-        if not callable(getattr(sampler, "run", None)):
+        if isinstance(sampler, type) or not callable(getattr(sampler, "run", None)):
             raise InvalidInputError(
                 "SamplerExecutor needs a BaseSamplerV2, such as qiskit.primitives.StatevectorSampler(); got "
                 f"{sampler!r}."
             )
-        if optimization_level not in (0, 1, 2, 3):
+        if isinstance(optimization_level, bool) or optimization_level not in (0, 1, 2, 3):
             raise InvalidInputError(f"optimization_level must be 0, 1, 2 or 3; got {optimization_level!r}.")
         if retrieve is not None and not callable(retrieve):
             raise InvalidInputError(
@@ -130,8 +131,15 @@ class SamplerExecutor:
             raise InvalidInputError(
                 f"backend must be a Qiskit BackendV2, such as service.backend(name) returns; got {backend!r}."
             )
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise InvalidInputError(f"seed must be an integer; got {seed!r}.")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise InvalidInputError(f"seed must be an integer of at least 0; got {seed!r}.")
+        if not isinstance(mitigate_readout, bool):
+            raise InvalidInputError(f"mitigate_readout must be True or False; got {mitigate_readout!r}.")
+        if extrapolate is not None and not callable(extrapolate):
+            raise InvalidInputError(f"extrapolate must be one such as Polynomial() or Learned(); got {extrapolate!r}.")
+        unknown = [gate for gate in basis_gates if gate not in get_standard_gate_name_mapping()]
+        if backend is None and unknown:
+            raise InvalidInputError(f"basis_gates must be names of Qiskit's gates; got {unknown}.")
         self.sampler = sampler
         self.backend = _backend_of(sampler) if backend is None else backend
         self.optimization_level = optimization_level
@@ -457,6 +465,8 @@ class AerExecutor(SamplerExecutor):
     ) -> None:
         primitives = require_extra("qiskit_aer.primitives", "aer")
         aer = require_extra("qiskit_aer", "aer")
+        if noise_model is not None and not hasattr(noise_model, "basis_gates"):
+            raise InvalidInputError(f"noise_model must be a qiskit_aer.noise.NoiseModel; got {noise_model!r}.")
         if noise_model is None and hasattr(backend, "target"):
             noise_model = require_extra("qiskit_aer.noise", "aer").NoiseModel.from_backend(backend)
         methods = ("automatic", *aer.AerSimulator().available_methods())

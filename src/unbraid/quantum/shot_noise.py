@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from unbraid.ground.errors import InvalidInputError
 from unbraid.nn.layers import DisentangledLinear
+from unbraid.quantum.hybrid import QuantumLinear
 
 _EXCESS = 1.2  # squared error of the plus/minus reference over the optimum
 
@@ -30,44 +30,60 @@ def shot_noise(model: nn.Module, shots: int, *, centered: bool = True) -> Iterat
     that was healed with fewer shots than it will be run with loses less and may be a little less accurate.
 
     Args:
-        model: with :class:`~unbraid.nn.DisentangledLinear` layers; give the checkpoints of noisy and of plain training
-            different folders.
+        model: with :class:`~unbraid.nn.DisentangledLinear` layers, before it becomes a hybrid; give the checkpoints of
+            noisy and of plain training different folders.
         shots: a vector and circuit.
-        centered: noise is relative to the norm of what is left when the mean of the batch is taken off, as with
-            ``to_quantum(center=...)``; False for hybrids without centers.
+        centered: noise is relative to the norm of what is left when the mean of the batch is taken off, for hybrids
+            with ``to_quantum(center=...)``; False for hybrids without centers, whose noise is larger.
 
     Raises:
-        InvalidInputError: if the model has no disentangled layer, or ``shots`` is no positive integer.
+        InvalidInputError: if the model has no disentangled layer or is a hybrid, or ``shots`` is no positive integer.
     """
     if isinstance(shots, bool) or not isinstance(shots, int) or shots < 1:
         raise InvalidInputError(f"shots must be a positive integer; got {shots!r}.")
-    layers = [module for module in model.modules() if isinstance(module, DisentangledLinear)]
-    if not layers:
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    layers = [module for module in modules if isinstance(module, DisentangledLinear)]
+    if not layers or any(isinstance(module, QuantumLinear) for module in modules):
         raise InvalidInputError(
-            f"shot_noise needs a model with a DisentangledLinear layer; {type(model).__name__} has none."
+            "shot_noise needs a model with a DisentangledLinear layer that is no hybrid yet; got "
+            f"{type(model).__name__}."
         )
-    noisy = partial(_noisy, shots=shots, centered=centered)
-
-    def hook(circuit: nn.Module, given: Any, options: Mapping[str, Any]) -> Any:
-        return (given, {**options, "prepare": noisy}) if circuit.training else None
-
+    noise = _Noise(shots, centered)
     hooks = [
-        circuit.register_forward_pre_hook(hook, with_kwargs=True)
+        circuit.register_forward_pre_hook(noise, with_kwargs=True)
         for layer in layers
         for circuit in (layer.input_circuit, layer.output_circuit)
     ]
     try:
         yield
     finally:
+        noise.active = False  # for copies of the model, which keep the hook
         for handle in hooks:
             handle.remove()
 
 
-def _noisy(x: Tensor, *, shots: int, centered: bool) -> Tensor:
-    """Vectors, shape (B, N), as they come back from so many shots."""
-    encoded = x.detach()
-    if centered and len(x) > 1:
-        encoded = encoded - encoded.mean(dim=0)
-    size = x.shape[1]
-    error = torch.linalg.vector_norm(encoded, dim=1, keepdim=True) * (_EXCESS * (size - 1) / (4 * shots * size)) ** 0.5
-    return x + error * torch.randn_like(x)
+class _Noise:
+    """A hook in front of circuits; one for a model and its copies, and silent in a model that is read from a file."""
+
+    def __init__(self, shots: int, centered: bool) -> None:
+        self.shots, self.centered = shots, centered
+        self.active = True
+
+    def __deepcopy__(self, memo: object) -> _Noise:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "active": False}
+
+    def __call__(self, circuit: nn.Module, given: Any, options: Mapping[str, Any]) -> Any:
+        """What the circuit is called with."""
+        return (given, {**options, "prepare": self.noisy}) if self.active and circuit.training else None
+
+    def noisy(self, x: Tensor) -> Tensor:
+        """Vectors, shape (B, N), as they come back from so many shots."""
+        encoded = x.detach()
+        if self.centered and len(x) > 1:
+            encoded = encoded - encoded.mean(dim=0)
+        size = x.shape[1]
+        share = (_EXCESS * (size - 1) / (4 * self.shots * size)) ** 0.5
+        return x + share * torch.linalg.vector_norm(encoded, dim=1, keepdim=True) * torch.randn_like(x)

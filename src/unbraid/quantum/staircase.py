@@ -34,7 +34,8 @@ from unbraid.tensors.sites import qubits_for
 
 # Directions in which the state hardly moves are left out of the derivative: the gates' redundant angles.
 _FLAT = 1e-9
-_DERIVATIVE_CHUNK = 64
+_DERIVATIVE_CHUNK = 64  # states at once
+_DERIVATIVE_NUMBERS = 2**26  # that a derivative holds at once, roughly
 
 
 def staircase(n: int, layers: int) -> Ansatz:
@@ -179,7 +180,11 @@ class Preparation(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         """The transposed derivative, which is the derivative itself, applied to the gradient."""
         states, gates = ctx.saved_tensors
-        chunks = zip(*(part.split(_DERIVATIVE_CHUNK) for part in (states, gates, grad_outputs[0])), strict=True)
+        if not len(states):
+            return torch.zeros_like(states), None
+        angles = gates[0].numel()
+        size = min(_DERIVATIVE_CHUNK, max(1, _DERIVATIVE_NUMBERS // (angles * states.shape[1] * gates.shape[1])))
+        chunks = zip(*(part.split(size) for part in (states, gates, grad_outputs[0])), strict=True)
         return torch.cat([_moved(*chunk) for chunk in chunks]), None
 
 

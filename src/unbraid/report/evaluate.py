@@ -70,6 +70,7 @@ def evaluate(
         if expected and circuits > expected and circuits % expected == 0:  # layers got several vectors a sample
             cost, gates = _estimated(model, quantum, len(x), circuits // expected)
         cost |= {"circuits": circuits, "shots": shots, "padding_shots": padding}
+        cost["executor"] = ", ".join(dict.fromkeys(repr(module.executor) for module in quantum.values()))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Report(
         accuracy={step: right},

@@ -213,6 +213,10 @@ def cost_sentence(cost: Mapping[str, Any]) -> str:
             "" if shots is None else f" and {number(shots)} shots" if shots else " and no shots: it is simulated"
         )
         sentences.append(f"{whole} {number(cost['circuits'])} circuits{shots_text}.")
+    if known("executor"):
+        sentences.append(f"They run on {cost['executor']}.")
+    if known("money"):
+        sentences.append(f"At the price given the device costs {cost['money']:,.2f}.")
     if known("depth"):
         sentences.append(f"The deepest circuit has depth {number(cost['depth'])}.")
     if known("two_qubit_gates"):
@@ -222,8 +226,8 @@ def cost_sentence(cost: Mapping[str, Any]) -> str:
         sentences.append(f"All circuits together hold {gates} two-qubit gates, each counted once whatever its shots.")
     if known("seconds") and cost["seconds"] > 0:
         sentences.append(
-            f"A device would be busy for about {duration(cost['seconds'])}, by a rough model and without queueing; "
-            "this is an estimate, not a measurement."
+            f"A device would be busy for about {duration(cost['seconds'])}, without queueing; this is an estimate, by "
+            "the backend's durations where it tells them and a rough model elsewhere, and not a measurement."
         )
     return " ".join(sentences)
 
@@ -237,6 +241,8 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> str:
             row[f"MPO within {percent(rank['rel_error'], 0)}"] = f"{number(rank['parameters'])} (bond {bond})"
             if rank.get("output_error") is not None:
                 row[f"its error on outputs, {percent(rank['rel_error'], 0)}"] = percent(rank["output_error"])
+        if isinstance(row.get("cnots"), Mapping):
+            row["cnots"] = ", ".join(f"{key} {number(count)}" for key, count in row["cnots"].items())
         for key in ("entropies", "maximum_entropies"):
             if key in row:
                 row[f"{key} (nats)"] = row.pop(key)
