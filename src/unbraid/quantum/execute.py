@@ -134,8 +134,9 @@ def as_list(circuit: Circuits) -> list[Circuit]:
     Raises:
         InvalidInputError: if there is none, or they act on vectors of different sizes.
     """
-    circuits = list(circuit) if isinstance(circuit, list | tuple) else [circuit]
-    if not all(isinstance(each, Circuit) for each in circuits):
+    given: Sequence[Any] = circuit if isinstance(circuit, list | tuple) else [circuit]
+    circuits = [each for each in given if isinstance(each, Circuit)]
+    if len(circuits) < len(given):
         raise InvalidInputError(f"An executor runs a Circuit, or a list of them; got {type(circuit).__name__}.")
     if not circuits or len({each.dimension for each in circuits}) > 1:
         raise InvalidInputError(
