@@ -401,6 +401,8 @@ def run(
                 raise InvalidInputError("Nothing was run. Answer yes, or give --yes or a higher --limit.")
         with shown(quiet):
             report = evaluate(hybrid, (x, y), name=f"{model} on {data}")
+        if cost.money is not None:
+            report.cost["money"] = cost.money
     if data not in DATASETS:
         report.notes.append(
             "All rows of the file were run; an accuracy on rows that a network was healed on is no test."

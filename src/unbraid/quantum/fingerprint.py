@@ -53,7 +53,9 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, type):
         return value.__qualname__
-    if is_dataclass(value):
+    if callable(getattr(value, "model_dump", None)):  # pydantic's, as newer options of IBM's samplers are
+        value = value.model_dump()
+    elif is_dataclass(value):
         value = {field.name: getattr(value, field.name) for field in fields(value)}
     elif callable(getattr(value, "to_dict", None)):
         return _RANDOM.sub("", repr(_to_dict(value)))

@@ -487,6 +487,11 @@ class AerExecutor(SamplerExecutor):
             **options,
         )
 
+    def __repr__(self) -> str:
+        name = None if self.backend is None else getattr(self.backend, "name", str(self.backend))
+        noise = "" if self.noise_model is None else ", with noise"
+        return "AerExecutor(" + (f"backend={name!r}" if name else "simulator") + noise + ")"
+
     def _submission(self, generator: torch.Generator | None) -> tuple[Callable[[list[Any], int], Any], str]:
         if generator is None:
             generator = stream(self.seed, "aer executor", self._calls)

@@ -213,10 +213,8 @@ def cost_sentence(cost: Mapping[str, Any]) -> str:
             "" if shots is None else f" and {number(shots)} shots" if shots else " and no shots: it is simulated"
         )
         sentences.append(f"{whole} {number(cost['circuits'])} circuits{shots_text}.")
-    if known("executor"):
-        sentences.append(f"They run on {cost['executor']}.")
-    if known("money"):
-        sentences.append(f"At the price given the device costs {cost['money']:,.2f}.")
+    if cost.get("executor"):
+        sentences.append(f"Executor: {cost['executor']}.")
     if known("depth"):
         sentences.append(f"The deepest circuit has depth {number(cost['depth'])}.")
     if known("two_qubit_gates"):
@@ -229,6 +227,8 @@ def cost_sentence(cost: Mapping[str, Any]) -> str:
             f"A device would be busy for about {duration(cost['seconds'])}, without queueing; this is an estimate, by "
             "the backend's durations where it tells them and a rough model elsewhere, and not a measurement."
         )
+        if known("money"):
+            sentences.append(f"At the price given that costs {cost['money']:,.2f}.")
     return " ".join(sentences)
 
 
