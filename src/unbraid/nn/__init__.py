@@ -1,5 +1,6 @@
 """Networks: layers, surgery, healing, scanning, saving."""
 
+from unbraid.nn.architecture import Architecture, TensorLayer
 from unbraid.nn.checkpoint import load_pretrained, save_pretrained
 from unbraid.nn.heal import History, accuracy, heal
 from unbraid.nn.layers import DisentangledLinear, MPOLinear
@@ -7,10 +8,12 @@ from unbraid.nn.scan import LayerScan, scan
 from unbraid.nn.surgery import disentangle_layers, match_layers, merge_back, tensorize
 
 __all__ = [
+    "Architecture",
     "DisentangledLinear",
     "History",
     "LayerScan",
     "MPOLinear",
+    "TensorLayer",
     "accuracy",
     "disentangle_layers",
     "heal",

@@ -101,7 +101,7 @@ class TensorLayer:
         return list(zip([1, *bonds], outs, ins, [*bonds, 1], strict=True))
 
     def build(self, seed: int, init: str, dtype: Any = None) -> nn.Module:
-        """The layer without batch norm and ReLU: with circuits a :class:`DisentangledLinear`, else an :class:`MPOLinear`."""
+        """Without batch norm and ReLU: with circuits a :class:`DisentangledLinear`, else an :class:`MPOLinear`."""
         mpo = MPO.random(self.out_legs, self.in_legs, self.bond, seed=stream_seed(seed, "mpo"), dtype=dtype)
         if not self.has_circuits:
             return MPOLinear(mpo)
