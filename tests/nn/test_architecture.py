@@ -22,8 +22,8 @@ def candidate_a(disentangled: bool) -> Architecture:
     bond = 1 if disentangled else 2
     return Architecture(
         (
-            TensorLayer((7, 4, 7, 4), (4,) * 4, 1),
-            TensorLayer(Q * 8, Q * 6, bond),
+            TensorLayer((7, 4, 7, 4), (4,) * 4, 1, output_wires=Q * 8),
+            TensorLayer(Q * 8, Q * 6 + (1, 1), bond),
             TensorLayer(Q * 6, Q * 4, bond),
             TensorLayer(Q * 4, (10,), bond, relu=False),
         )
@@ -52,6 +52,13 @@ def candidate_b(disentangled: bool) -> Architecture:
         (candidate_b(True), 854),
         # Table 4: one-body gates add 22
         (candidate_a(True).with_circuits({2: ("1b+cnot+1b+5*(cnot)", "cnot"), 3: ("1b", "cnot")}), 876),
+        # two-body gates add 109: on eight wires behind the first operator, and one gate of SO(2) on a trivial leg
+        (
+            candidate_a(True).with_circuits(
+                {1: ("", "cnot+2b@even"), 2: ("3*(cnot+2b@even)", "cnot@even+2b@odd"), 3: ("cnot", "cnot")}
+            ),
+            963,
+        ),
     ],
 )
 def test_the_papers_counts(architecture, parameters):
@@ -110,7 +117,12 @@ def test_the_table_reads_well():
         (lambda: TensorLayer((2,), (True,), 1), "out_legs"),
         (lambda: TensorLayer((2,), (2,), 0), "bond"),
         (lambda: TensorLayer((2,), (2,), 1, norm="yes"), "norm"),
-        (lambda: TensorLayer((2, 2), (2, 2), 1, input_circuit="1b+3b"), r"input circuit on legs \(2, 2\).*character 4"),
+        (lambda: TensorLayer((4,), (4,), 1, input_wires=(2, 3)), "input_wires must hold the 4 numbers.*hold 6"),
+        (lambda: TensorLayer((4,), (4,), 1, output_wires=(2, -2)), "output_wires"),
+        (
+            lambda: TensorLayer((2, 2), (2, 2), 1, input_circuit="1b+3b"),
+            r"input circuit on wires \(2, 2\).*character 4",
+        ),
         (lambda: TensorLayer((2, 2), (2, 2), 1, output_circuit="1b+what"), r"output circuit.*character 4"),
         (lambda: Architecture(()), "at least one layer"),
         (lambda: Architecture((3,)), "TensorLayers"),

@@ -43,6 +43,8 @@ class TensorLayer:
         output_circuit: likewise, on the output legs.
         norm: whether batch normalisation follows.
         relu: whether ReLU follows.
+        input_wires: dimensions of the wires of the input circuit; the input legs by default.
+        output_wires: of the output circuit; the output legs by default.
     """
 
     in_legs: tuple[int, ...]
@@ -52,10 +54,14 @@ class TensorLayer:
     output_circuit: str = ""
     norm: bool = True
     relu: bool = True
+    input_wires: tuple[int, ...] | None = None
+    output_wires: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("in_legs", "out_legs"):
+        for name in ("in_legs", "out_legs", "input_wires", "output_wires"):
             legs = getattr(self, name)
+            if legs is None and name.endswith("wires"):
+                continue
             legs = tuple(legs) if isinstance(legs, Sequence) and not isinstance(legs, str) else ()
             if not legs or not all(isinstance(leg, int) and not isinstance(leg, bool) and leg > 0 for leg in legs):
                 raise InvalidInputError(f"{name} must be positive integers, at least one; got {getattr(self, name)!r}.")
@@ -75,10 +81,16 @@ class TensorLayer:
         """
         found = []
         for side, legs in (("input", self.in_legs), ("output", self.out_legs)):
+            wires = getattr(self, f"{side}_wires") or legs
+            if prod(wires) != prod(legs):
+                raise InvalidInputError(
+                    f"{side}_wires must hold the {prod(legs)} numbers of the legs {legs}; got {wires}, which hold "
+                    f"{prod(wires)}."
+                )
             try:
-                found.append(parse_ansatz(getattr(self, f"{side}_circuit"), legs))
+                found.append(parse_ansatz(getattr(self, f"{side}_circuit"), wires))
             except InvalidInputError as error:
-                raise InvalidInputError(f"The {side} circuit on legs {legs}: {error}") from error
+                raise InvalidInputError(f"The {side} circuit on wires {wires}: {error}") from error
         return found[0], found[1]
 
     @property
