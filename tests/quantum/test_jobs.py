@@ -23,7 +23,8 @@ from unbraid.ground.errors import ExecutionError, FileFormatError, InvalidInputE
 from unbraid.ground.manifest import build_manifest
 from unbraid.quantum.backends import fake_backend
 from unbraid.quantum.fingerprint import fingerprint
-from unbraid.quantum.jobs import Limits, _lives
+from unbraid.quantum.jobs import _lives
+from unbraid.quantum.limits import Limits
 from unbraid.quantum.programs import Program, Template
 from unbraid.quantum.samplers import AerExecutor, SamplerExecutor
 from unbraid.quantum.store import ResultsStore
@@ -311,7 +312,8 @@ def test_two_runs_on_one_store_share_the_work(tmp_path, fetched, delay):
 
 def test_notes_of_a_process_that_ended_are_told_from_those_of_one_that_runs(tmp_path):
     code = "import sys; from unbraid.quantum.store import *; from unbraid.quantum.jobs import *\n"
-    code += "print(ResultsStore(sys.argv[1]).claim([Entry('a', 'meas', 8, 10)], retrievable=False), flush=True)\n"
+    code += "store = ResultsStore(sys.argv[1])\n"
+    code += "print(store.claim('ticket-1', [Entry('a', 'meas', 8, 10)], retrievable=False), flush=True)\n"
     code += "sys.stdin.read()"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(["src", "."])}
     other = subprocess.Popen(
@@ -321,10 +323,11 @@ def test_notes_of_a_process_that_ended_are_told_from_those_of_one_that_runs(tmp_
         stdout=subprocess.PIPE,
         text=True,
     )
-    ticket = other.stdout.readline().strip()
+    assert other.stdout.readline().strip() == "True"
+    ticket = "ticket-1"
     noted = ResultsStore(tmp_path / "store").pending()[ticket]
     assert _lives(ticket, noted)
-    assert ResultsStore(tmp_path / "store").claim(noted.entries, retrievable=False) is None
+    assert not ResultsStore(tmp_path / "store").claim("ticket-2", noted.entries, retrievable=False)
     other.communicate()
     assert not _lives(ticket, noted)
 

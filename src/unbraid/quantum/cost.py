@@ -24,7 +24,7 @@ from unbraid.ground.random import stream
 from unbraid.quantum.convert import is_standard, num_qubits, to_qiskit, unrolled
 from unbraid.quantum.encode import encode
 from unbraid.quantum.execute import TorchExecutor
-from unbraid.quantum.jobs import CALIBRATION_SHOTS, SHOTS_PER_JOB, TWO_QUBIT_GATES_PER_JOB, Limits
+from unbraid.quantum.limits import CALIBRATION_SHOTS, SHOTS_PER_JOB, TWO_QUBIT_GATES_PER_JOB, Limits
 from unbraid.quantum.mitigation import folded
 from unbraid.quantum.programs import measured_qubits
 

@@ -36,12 +36,12 @@ from unbraid.quantum.execute import (
     draw_seed,
 )
 from unbraid.quantum.fingerprint import fingerprint, plain
-from unbraid.quantum.jobs import (
+from unbraid.quantum.jobs import JobRunner
+from unbraid.quantum.limits import (
     CALIBRATION_SHOTS,
     CIRCUITS_PER_JOB,
     SHOTS_PER_JOB,
     TWO_QUBIT_GATES_PER_JOB,
-    JobRunner,
     Limits,
     Patience,
 )

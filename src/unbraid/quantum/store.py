@@ -159,30 +159,30 @@ class ResultsStore:
             file.executemany("INSERT OR REPLACE INTO results VALUES (?, ?, ?)", rows)
             file.executemany("DELETE FROM jobs WHERE id = ?", [(job,) for job in jobs])
 
-    def claim(self, entries: Sequence[Entry], *, retrievable: bool) -> str | None:
+    def claim(self, ticket: str, entries: Sequence[Entry], *, retrievable: bool) -> bool:
         """Note a job that will be submitted now, unless there are results of some of its programs or a job for them.
 
         Args:
+            ticket: stands in the place of the job's id, see :func:`new_ticket`.
             entries: its programs, in order.
             retrievable: whether the job can be found by its id.
 
         Returns:
-            A ticket, in the place of the job's id; None if there is something.
+            Whether it was noted.
 
         Raises:
             ExecutionError: if another process holds the file.
             OutputError: if it cannot be written to.
         """
-        ticket = f"ticket-{uuid.uuid4().hex[:12]}"
         since = datetime.now(UTC).isoformat(timespec="seconds")
         keys = [entry.key for entry in entries]
         with self._transaction() as file:  # one process at a time
             taken = {entry.key for noted in self.pending().values() for entry in noted.entries}
             if not taken.isdisjoint(keys) or self.have(keys):
-                return None
+                return False
             row = (ticket, json.dumps(entries), since, 0, int(retrievable), platform.node(), os.getpid())
             file.execute("INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?)", row)
-        return ticket
+        return True
 
     def submitted(self, ticket: str, job: str) -> None:
         """Put a job's id in the place of its ticket.
@@ -270,6 +270,11 @@ class ResultsStore:
         return FileFormatError(
             f"{self.path} is damaged or no results store ({text}). Restore a copy, or choose another file."
         )
+
+
+def new_ticket() -> str:
+    """A name that no other job has."""
+    return f"ticket-{uuid.uuid4().hex[:12]}"
 
 
 def _entry(found: Sequence[Any]) -> Entry:
