@@ -310,6 +310,24 @@ def test_two_runs_on_one_store_share_the_work(tmp_path, fetched, delay):
     assert ResultsStore(tmp_path / "store").pending() == {}
 
 
+def test_threads_share_a_store(tmp_path):
+    store, failed = ResultsStore(tmp_path / "store"), []
+
+    def write(first):
+        try:
+            for k in range(first, first + 30):
+                store.put({f"key {k}": np.arange(4)})
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=write, args=(100 * k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (failed, len(store)) == ([], 120)
+
+
 def test_notes_of_a_process_that_ended_are_told_from_those_of_one_that_runs(tmp_path):
     code = "import sys; from unbraid.quantum.store import *; from unbraid.quantum.jobs import *\n"
     code += "store = ResultsStore(sys.argv[1])\n"

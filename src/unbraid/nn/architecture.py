@@ -21,6 +21,7 @@ from itertools import pairwise
 from math import prod
 from typing import Any
 
+import torch
 from torch import nn
 
 from unbraid.circuits import Ansatz, Circuit, parse_ansatz
@@ -45,6 +46,10 @@ class TensorLayer:
         relu: whether ReLU follows.
         input_wires: dimensions of the wires of the input circuit; the input legs by default.
         output_wires: of the output circuit; the output legs by default.
+
+    Raises:
+        InvalidInputError: if sizes are not positive integers, wires do not hold as many numbers as the legs, or a
+            circuit cannot be read.
     """
 
     in_legs: tuple[int, ...]
@@ -112,7 +117,7 @@ class TensorLayer:
         bonds = [min(self.bond, prod(legs[:k]), prod(legs[k:])) for k in range(1, sites)]
         return list(zip([1, *bonds], outs, ins, [*bonds, 1], strict=True))
 
-    def build(self, seed: int, init: str, dtype: Any = None) -> nn.Module:
+    def build(self, seed: int, init: str, dtype: torch.dtype | None = None) -> nn.Module:
         """Without batch norm and ReLU: with circuits a :class:`DisentangledLinear`, else an :class:`MPOLinear`."""
         mpo = MPO.random(self.out_legs, self.in_legs, self.bond, seed=stream_seed(seed, "mpo"), dtype=dtype)
         if not self.has_circuits:
@@ -131,6 +136,9 @@ class Architecture:
 
     Attributes:
         layers: from the input to the output.
+
+    Raises:
+        InvalidInputError: if there is no layer, or one gives another number of values than the next one takes.
     """
 
     layers: tuple[TensorLayer, ...]
@@ -184,7 +192,7 @@ class Architecture:
             )
         )
 
-    def build(self, seed: int = 0, init: str = "near_identity", *, dtype: Any = None) -> nn.Sequential:
+    def build(self, seed: int = 0, init: str = "near_identity", *, dtype: torch.dtype | None = None) -> nn.Sequential:
         """The network with random cores.
 
         Args:

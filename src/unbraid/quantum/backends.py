@@ -28,10 +28,8 @@ def fake_backend(name: str) -> Any:
     names = sorted(found for found in kinds if isinstance(found, str))
     if name not in names:
         near = get_close_matches(str(name), names, n=3)
-        listed = (
-            f"did you mean {' or '.join(near)}? There are {len(names)}" if near else f"there are {', '.join(names)}"
-        )
-        raise InvalidInputError(f"There is no backend {name!r} to simulate; {listed}.")
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}."
+        raise InvalidInputError(f"There is no backend {name!r} to simulate; {hint}")
     return kinds[name]()
 
 

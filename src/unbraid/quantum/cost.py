@@ -23,7 +23,6 @@ from unbraid.ground.errors import InvalidInputError, require_extra
 from unbraid.ground.random import stream
 from unbraid.quantum.convert import is_standard, num_qubits, to_qiskit, unrolled
 from unbraid.quantum.encode import encode
-from unbraid.quantum.execute import TorchExecutor
 from unbraid.quantum.limits import CALIBRATION_SHOTS, SHOTS_PER_JOB, TWO_QUBIT_GATES_PER_JOB, Limits
 from unbraid.quantum.mitigation import folded
 from unbraid.quantum.programs import measured_qubits
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from unbraid.quantum.hybrid import Stage
 
 TRANSPILER_SEED = 0
-_MOST_COMPILED = 24  # circuits of a readout that are compiled for an estimate; only tomography has more
+_MOST_COMPILED = 32  # circuits of a readout that are compiled for an estimate; only tomography has more
 
 # A rough model of IBM's devices, for backends that do not tell. The wait between shots, in which qubits relax to |0>,
 # is by default 250 microseconds and dwarfs the rest; Falcon processors measure in 5 microseconds and take 0.44 for a
@@ -339,7 +338,7 @@ class _Run:
         preparation = encode(generic, stage.encoding).circuit(0)
         measured = list(islice(stage.readout.measured(stage.circuit), _MOST_COMPILED))
         compiled = getattr(stage.executor, "compiled", None)
-        if compiled is not None and not isinstance(stage.executor, TorchExecutor):
+        if compiled is not None:
             circuits = compiled(preparation, measured)
         else:
             backend = getattr(stage.executor, "backend", None)

@@ -98,7 +98,7 @@ class QuantumLinear(nn.Module):
             or does not fit the backend, or layers in a row do not fit each other.
     """
 
-    runs_circuits = True
+    runs_circuits = True  # what tells a hybrid to rooms that do not know this one
 
     def __init__(
         self,

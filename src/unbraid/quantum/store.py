@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import sqlite3
+import threading
 import uuid
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -94,6 +95,7 @@ class ResultsStore:
         self.path = Path(path)
         if self.path.is_dir() or not self.path.absolute().parent.is_dir():
             raise InvalidInputError(f"A results store must be a file in a folder that exists; got {os.fspath(path)!r}.")
+        self._lock = threading.RLock()
         with self._guarded():
             self._file = sqlite3.connect(self.path, timeout=lock_seconds, isolation_level=None, check_same_thread=False)
             self._file.execute("PRAGMA synchronous = FULL")
@@ -245,9 +247,10 @@ class ResultsStore:
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        """SQLite's errors in words."""
+        """SQLite's errors in words; one thread at a time."""
         try:
-            yield
+            with self._lock:
+                yield
         except UnbraidError:
             raise
         except sqlite3.OperationalError as error:

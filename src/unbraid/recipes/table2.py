@@ -216,7 +216,7 @@ def _assemble(request: Request, results: Mapping[str, Any]) -> Outcome:
             kind,
             values,
             seeds=seeds,
-            parameters=found[0]["parameters"][network],
+            parameters=max(each["parameters"][network] for each in found),
             paper={"value": paper},
             description=text,
         )
