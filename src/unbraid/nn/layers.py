@@ -6,21 +6,16 @@ Legend: B is a batch, in and out the logical sizes; padded sizes are the product
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import pad
 
 from unbraid.circuits import Circuit
 from unbraid.disentangling.result import Disentangled
 from unbraid.ground.errors import InvalidInputError
 from unbraid.tensors import MPO
-from unbraid.tensors.mpo import sweep
-
-# Time of one multiplication while the dense weight is made, and while vectors pass the cores, against one within a
-# product of large matrices; measured at 6 to 10 qubits, bonds 4 and 16.
-_REBUILD_PRICE, _SWEEP_PRICE = 100, 16
+from unbraid.tensors.contraction import apply_cores
 
 
 class MPOLinear(nn.Module):
@@ -226,34 +221,9 @@ def _operator(cores: nn.ParameterList, shape: tuple[int, int]) -> MPO:
 
 
 def _apply_operator(x: Tensor, mpo: MPO) -> Tensor:
-    """Through the dense weight where that is quicker, else core by core."""
     if x.shape[-1] != mpo.shape[1]:
         raise InvalidInputError(f"This layer takes {mpo.shape[1]} features; got shape {tuple(x.shape)}.")
-    batch = x.shape[:-1].numel()
-    dense = _REBUILD_PRICE * _rebuild_cost(mpo) + batch * prod(mpo.shape)
-    if dense <= _SWEEP_PRICE * batch * _sweep_cost(mpo):
-        return linear(x, mpo.to_dense())
-    padded = pad(x, (0, mpo.padded_shape[1] - mpo.shape[1]))
-    return sweep(padded, mpo.cores)[..., : mpo.shape[0]]
-
-
-def _sweep_cost(mpo: MPO) -> int:
-    """Multiplications of one vector through the cores, from the left."""
-    outs, rest, total = 1, mpo.padded_shape[1], 0
-    for core in mpo.cores:
-        rest //= core.shape[2]
-        total += outs * rest * core.numel()
-        outs *= core.shape[1]
-    return total
-
-
-def _rebuild_cost(mpo: MPO) -> int:
-    """Multiplications that make the dense weight."""
-    size, total = 1, 0
-    for core in mpo.cores:
-        total += size * core.numel()
-        size *= core.shape[1] * core.shape[2]
-    return total
+    return apply_cores(pad(x, (0, mpo.padded_shape[1] - mpo.shape[1])), mpo.cores)[..., : mpo.shape[0]]
 
 
 def _dense_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

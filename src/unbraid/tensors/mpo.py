@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from unbraid.ground.errors import InvalidInputError, require_finite
 from unbraid.ground.random import stream
 from unbraid.tensors import chain
+from unbraid.tensors.contraction import apply_cores
 from unbraid.tensors.decompose import check_limits, check_weight, decompose, even, spread_scale
 from unbraid.tensors.entanglement import bond_entropy
 from unbraid.tensors.legs import deinterleave
@@ -235,7 +236,7 @@ class MPO:
         return self._scaled(deinterleave(chain.contract(self._chain()), self.out_dims, self.in_dims))
 
     def apply(self, x: Tensor) -> Tensor:
-        """``W x`` along the last axis, site by site, without forming ``W``.
+        """``W x`` along the last axis; ``W`` is formed only where that is quicker.
 
         Args:
             x: shape (..., in), or (..., prod(in_dims)).
@@ -251,7 +252,7 @@ class MPO:
             raise InvalidInputError(
                 f"x must have {self.shape[1]} entries on its last axis; got shape {tuple(x.shape)}."
             )
-        out = self._scaled(sweep(pad(x, (0, self.padded_shape[1] - size)), self.cores))
+        out = self._scaled(apply_cores(pad(x, (0, self.padded_shape[1] - size)), self.cores))
         return out[..., : self.shape[0]] if size == self.shape[1] else out
 
     def __matmul__(self, x: Tensor) -> Tensor:
@@ -432,19 +433,6 @@ def overlap(a: MPO, b: MPO) -> Tensor:
     norms = (squares[0][0].real * squares[1][0].real).sqrt()
     log_norms = (squares[0][1] + squares[1][1]) / 2
     return mantissa.real / norms * torch.exp(log_scale - log_norms).to(norms.dtype)
-
-
-def sweep(x: Tensor, cores: Sequence[Tensor]) -> Tensor:
-    """Contract vectors (..., prod(in)) with cores (left, out, in, right), left to right: (..., prod(out))."""
-    batch = x.shape[:-1]
-    rest = x.shape[-1]
-    for core in cores:
-        left, out, leg, right = core.shape
-        rest //= leg
-        matrix = core.permute(1, 3, 0, 2).reshape(out * right, left * leg)
-        x = matrix @ x.reshape(-1, left * leg, rest)  # (batch and outputs so far, out * right, rest)
-        x = x.reshape(-1, right * rest)
-    return x.reshape(*batch, math.prod(core.shape[1] for core in cores))  # -1 is ambiguous where a batch is empty
 
 
 def _check_cores(cores: Sequence[Tensor]) -> None:
