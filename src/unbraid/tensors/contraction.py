@@ -105,7 +105,7 @@ def _join(cores: Sequence[Tensor]) -> Tensor:
 
 def _pass(x: Tensor, matrix: Tensor, after: int) -> Tensor:
     """Entries ordered (before, columns of the matrix, after) to (before, rows, after)."""
-    rows, columns = matrix.shape
+    columns = matrix.shape[1]
     if after == 1:
         return linear(x.reshape(-1, columns), matrix)
     return matrix @ x.reshape(-1, columns, after)
