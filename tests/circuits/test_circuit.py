@@ -283,39 +283,3 @@ def test_half_precision_circuits_are_those_of_single_precision_rounded(dtype):
     half = Circuit(brickwall(3, 3), "near_identity", seed=2, dtype=dtype)
     assert torch.dist(half.matrix().float(), circuit.matrix()) < 0.1
     assert torch.dist(circuit.to(dtype).matrix().float(), half.matrix().float()) < 0.1
-
-
-def test_the_dense_path_is_taken_only_for_batches_that_repay_it():
-    wide = Circuit(brickwall(8, 2))
-    run = [step for step in wide.schedule() if isinstance(step, int)]
-    assert not wide._dense_is_cheaper(300, run)
-    assert wide._dense_is_cheaper(2000, run)
-    small = Circuit(brickwall(4, 4))
-    run = [step for step in small.schedule() if isinstance(step, int)]
-    assert not small._dense_is_cheaper(16, run)
-    assert small._dense_is_cheaper(64, run)
-
-
-@pytest.mark.parametrize("mirrored", [False, True])
-@pytest.mark.parametrize("grammar", ["2b+2b", "1b+cnot+3b", "u", "mixed"])
-def test_long_batches_are_grouped_and_split_without_a_change(grammar, mirrored):
-    dims = (2, 4, 2, 2, 2, 2) if grammar == "mixed" else (2,) * 7
-    ansatz = (
-        brickwall(dims, 2, gate="u" if grammar == "u" else "so")
-        if grammar in ("u", "mixed")
-        else parse_ansatz(grammar, dims)
-    )
-    circuit = Circuit(ansatz, init="random", seed=3, mirrored=mirrored, dtype=torch.float64)
-    x = torch.randn(600, 128, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    one_by_one = torch.cat([circuit(row[None]) for row in x[:5]])
-    torch.testing.assert_close(circuit(x)[:5], one_by_one)
-    steps = [step for step in circuit.schedule() if isinstance(step, int)]
-    whole = circuit._apply_gates(x, steps, circuit.gate_matrices())
-    torch.testing.assert_close(whole, x.to(whole.dtype) @ circuit.matrix().mT)
-    weight = torch.randn(600, 128, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    gradients = []
-    for result in (whole, x.to(whole.dtype) @ circuit.matrix().mT):
-        circuit.zero_grad()
-        (result.real * weight).sum().backward()
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in circuit.parameters()]))
-    torch.testing.assert_close(*gradients)

@@ -8,8 +8,8 @@ from unbraid.circuits.gates import (
     FIXED_GATES,
     GROUPS,
     cnot_cost,
-    exponential,
     fixed_gate,
+    from_generators,
     haar,
     num_generators,
     polar,
@@ -29,7 +29,7 @@ def seeded(seed):
 def test_exponentials_are_in_their_group(group, body):
     d = 2**body
     parameters = torch.randn(3, num_generators(group, d), dtype=torch.float64, generator=seeded(body))
-    gates = exponential(parameters, group, d)
+    gates = from_generators(parameters, group, d)
     assert gates.shape == (3, d, d)
     assert gates.is_complex() == (group == "u")
     assert (gates @ gates.mH - torch.eye(d)).abs().max() < 1e-12
@@ -53,17 +53,17 @@ def test_exponential_is_that_of_the_generator_and_differentiable(group, d):
             s[index[0], index[1]] = 1j * row[below : 2 * below]
             generator = generator + s + s.mT + torch.diag(1j * row[2 * below :])
         expected = torch.linalg.matrix_exp(generator)
-        assert torch.allclose(exponential(parameters, group, d)[k].to(torch.complex128), expected)
+        assert torch.allclose(from_generators(parameters, group, d)[k].to(torch.complex128), expected)
     for start in (parameters, torch.zeros_like(parameters)):
         if count:
-            assert torch.autograd.gradcheck(lambda p: exponential(p, group, d), start.requires_grad_())
+            assert torch.autograd.gradcheck(lambda p: from_generators(p, group, d), start.requires_grad_())
 
 
 def test_parameter_counts_are_minimal():
     assert [num_generators("so", 2**k) for k in BODIES] == [1, 6, 28, 120, 496, 2016]
     assert [num_generators("u", 2**k) for k in (1, 2)] == [4, 16]
     p = torch.randn(1, 6, dtype=torch.float64)
-    jacobian = torch.autograd.functional.jacobian(lambda q: exponential(q, "so", 4), p).reshape(16, 6)
+    jacobian = torch.autograd.functional.jacobian(lambda q: from_generators(q, "so", 4), p).reshape(16, 6)
     assert int(torch.linalg.matrix_rank(jacobian)) == 6
 
 
@@ -109,7 +109,7 @@ def test_polar_maximises_the_overlap(seed, group, d, rank):
 
 
 def exponential_near(group, d, generator):
-    return exponential(
+    return from_generators(
         0.05 * torch.randn(50, num_generators(group, d), dtype=torch.float64, generator=generator), group, d
     )
 
@@ -154,3 +154,25 @@ def test_cnot_costs():
     for d in (3, 6, 128):
         with pytest.raises(InvalidInputError, match="one to six qubits"):
             cnot_cost("so", d)
+
+
+@pytest.mark.parametrize("parametrization", ["cayley", "givens"])
+@pytest.mark.parametrize("d", [2, 3, 4, 8])
+def test_other_parametrizations_are_rotations_that_agree_with_the_exponential_near_zero(parametrization, d):
+    generator = torch.Generator().manual_seed(d)
+    parameters = torch.randn(3, num_generators("so", d), dtype=torch.float64, generator=generator)
+    gates = from_generators(parameters, "so", d, parametrization)
+    torch.testing.assert_close(gates @ gates.mT, torch.eye(d, dtype=torch.float64).expand(3, d, d))
+    torch.testing.assert_close(torch.linalg.det(gates), torch.ones(3, dtype=torch.float64))
+    small = 1e-4 * parameters
+    exact = from_generators(small, "so", d)
+    assert torch.dist(from_generators(small, "so", d, parametrization), exact) < 1e-6 * d
+    assert torch.autograd.gradcheck(lambda p: from_generators(p, "so", d, parametrization), parameters.requires_grad_())
+
+
+def test_complex_gates_have_a_cayley_transform_and_no_plane_rotations():
+    parameters = torch.randn(2, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    gates = from_generators(parameters, "u", 4, "cayley")
+    torch.testing.assert_close(gates @ gates.mH, torch.eye(4, dtype=torch.complex128).expand(2, 4, 4))
+    with pytest.raises(InvalidInputError, match="real"):
+        from_generators(parameters, "u", 4, "givens")

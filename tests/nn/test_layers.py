@@ -157,3 +157,37 @@ def test_what_does_not_fit_is_refused():
         DisentangledLinear(circuit, mpo, circuit, out_features=5)
     with pytest.raises(InvalidInputError, match="real circuits"):
         DisentangledLinear(Circuit(brickwall(2, 1, gate="u")), mpo, circuit)
+
+
+@pytest.mark.parametrize(("outs", "ins"), [((2,) * 3, (2,) * 7), ((2,) * 7, (2,) * 3), ((2,) * 5, (2,) * 5)])
+def test_the_dense_way_and_the_way_through_the_circuits_agree(outs, ins, monkeypatch):
+    mpo = MPO.random(outs, ins, 2, seed=1, dtype=torch.float64)
+    layer = DisentangledLinear(
+        Circuit(parse_ansatz("1b+cnot+2b", outs), "random", 2, dtype=torch.float64),
+        mpo,
+        Circuit(parse_ansatz("2b+cnot+1b", ins), "random", 3, mirrored=True, dtype=torch.float64),
+    )
+    x = torch.randn(9, layer.in_features, dtype=torch.float64)
+    found = []
+    for dense in (True, False):
+        monkeypatch.setattr(DisentangledLinear, "_dense_is_quicker", lambda *_, dense=dense: dense)
+        layer.zero_grad()
+        inputs = x.clone().requires_grad_()
+        y = layer(inputs)
+        (y**3).sum().backward()
+        found.append([y.detach(), inputs.grad, *(parameter.grad for parameter in layer.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_whoever_hooks_on_to_a_circuit_sees_vectors():
+    layer = DisentangledLinear(
+        Circuit(parse_ansatz("4*(1b+cnot)", 6)),
+        MPO.random((2,) * 6, (2,) * 6, 1),
+        Circuit(parse_ansatz("4*(1b+cnot)", 6), mirrored=True),
+    )
+    assert layer._dense_is_quicker(2000)
+    seen = []
+    layer.input_circuit.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape))
+    layer(torch.randn(2000, 64))
+    assert seen == [(2000, 64)]

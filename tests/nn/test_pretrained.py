@@ -7,7 +7,15 @@ from torch import nn
 from unbraid.circuits import Circuit, parse_ansatz
 from unbraid.ground.errors import FileFormatError, InvalidInputError, OutputError, UnbraidError
 from unbraid.ground.files import read_tensors, write_tensors
-from unbraid.nn import DisentangledLinear, disentangle_layers, load_pretrained, save_pretrained, tensorize
+from unbraid.nn import (
+    Architecture,
+    DisentangledLinear,
+    TensorLayer,
+    disentangle_layers,
+    load_pretrained,
+    save_pretrained,
+    tensorize,
+)
 from unbraid.tensors import MPO
 
 
@@ -332,3 +340,15 @@ def test_a_hostile_bias_is_refused_before_memory_is_given_to_it(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(FileFormatError):
         load_pretrained(tmp_path)
+
+
+def test_the_parametrization_of_gates_is_kept(tmp_path):
+    layer = TensorLayer((2,) * 3, (2,) * 3, 1, input_circuit="2b+1b", norm=False, relu=False)
+    model = Architecture((layer,)).build(3, parametrization="cayley", dtype=torch.float64)
+    for parameter in model.parameters():
+        parameter.data += 0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    save_pretrained(model, tmp_path)
+    loaded = load_pretrained(tmp_path)
+    x = torch.randn(4, 8, dtype=torch.float64)
+    torch.testing.assert_close(loaded(x), model(x))
+    assert loaded.layer1.input_circuit.parametrization == "cayley"

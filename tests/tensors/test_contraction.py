@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unbraid.tensors import MPO, contraction
-from unbraid.tensors.contraction import apply_cores, plan
+from unbraid.tensors.contraction import apply_cores, plan, shapes_of
 
 
 @st.composite
@@ -41,20 +41,20 @@ def test_every_grouping_from_either_end_equals_the_dense_matrix(mpo, batch):
     with pytest.MonkeyPatch.context() as patch:
         for blocks in groupings(len(mpo.cores)):
             for from_left in (True, False):
-                patch.setattr(contraction, "plan", lambda *_, chosen=(blocks, from_left): chosen)
+                patch.setattr(contraction, "plan", lambda *_, chosen=(blocks, from_left, 0.0): chosen)
                 for one, other in zip(run(apply_cores), wanted, strict=True):
                     torch.testing.assert_close(one, other)
 
 
 @given(operators(), st.integers(0, 5000))
 def test_a_plan_covers_every_site_once(mpo, batch):
-    blocks, _ = plan(tuple(tuple(core.shape) for core in mpo.cores), batch)
+    blocks, *_ = plan(shapes_of(mpo.cores), batch)
     assert [k for start, stop in blocks for k in range(start, stop)] == list(range(len(mpo.cores)))
 
 
 def test_long_chains_never_form_the_matrix():
     mpo = MPO.random((2,) * 18, (2,) * 18, 3)
-    blocks, _ = plan(tuple(tuple(core.shape) for core in mpo.cores), 4)
+    blocks, *_ = plan(shapes_of(mpo.cores), 4)
     assert len(blocks) > 2
     assert apply_cores(torch.randn(2, 2**18), mpo.cores).shape == (2, 2**18)
 

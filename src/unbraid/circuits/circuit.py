@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby, pairwise
 from math import prod
 from typing import Any
 
@@ -15,20 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from unbraid.circuits.ansatz import Ansatz, Gate
-from unbraid.circuits.fuse import Blocks, fuse_layers, layer_blocks
-from unbraid.circuits.gates import FIXED_CNOTS, cnot_cost, exponential, fixed_gate, haar, num_generators
+from unbraid.circuits.gates import (
+    FIXED_CNOTS,
+    PARAMETRIZATIONS,
+    cnot_cost,
+    fixed_gate,
+    from_generators,
+    haar,
+    num_generators,
+)
+from unbraid.circuits.program import Program, compile_run
 from unbraid.ground.errors import InvalidInputError, require_choice
 from unbraid.ground.random import stream
 
 INITS = ("random", "identity", "near_identity")
 NEAR_IDENTITY_NOISE = 0.05
-# A multiplication by a gate against one within a product of large matrices, in time; measured at 8 to 12 qubits.
-_GATE_PRICE = 30
-# From so many entries of a batch on, neighbouring gates are applied as one of up to so many dimensions.
-_LONG = 2**10
-_LARGEST_GROUP = 16
-_WIDEST = 64
-_CACHED = 2**15  # entries that stay in a core's cache from gate to gate
+_CACHED = 2**15  # entries that stay in a core's cache from step to step
 
 
 class BatchNormReLU(nn.Module):
@@ -57,9 +58,11 @@ class Circuit(nn.Module):
         mirrored: False runs layer 0 first (an output circuit), True runs layer 0 last (an input circuit).
         dtype: real dtype of the parameters; torch's default if None. Unitary gates act in the matching complex dtype.
         device: of the parameters.
+        parametrization: how gates follow from their generators: "exp" | "cayley" | "givens", see
+            :func:`unbraid.circuits.gates.from_generators`.
 
     Raises:
-        InvalidInputError: if ``init`` is unknown.
+        InvalidInputError: if ``init`` or ``parametrization`` is unknown, or complex gates are to be plane rotations.
     """
 
     def __init__(
@@ -71,12 +74,15 @@ class Circuit(nn.Module):
         mirrored: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        parametrization: str = "exp",
     ) -> None:
         super().__init__()
         require_choice(init, INITS, "init")
+        require_choice(parametrization, PARAMETRIZATIONS, "parametrization")
         dtype = dtype or torch.get_default_dtype()
         self.ansatz = ansatz
         self.mirrored = mirrored
+        self.parametrization = parametrization
         self._places: list[tuple[str, int]] = []  # a gate's parameter or buffer, and its row there
         members: dict[tuple[str, int], int] = {}
         for gate in ansatz.gates():
@@ -90,11 +96,13 @@ class Circuit(nn.Module):
                 if not hasattr(self, name):
                     self.register_buffer(name, fixed_gate(gate.name, dims).to(device, dtype), persistent=False)
                 self._places.append((name, -1))
-        self._blocks = layer_blocks(ansatz)
+        self._programs: dict[tuple[int, ...], Program] = {}  # by the gates of a segment
         # Knows dtype and device where there is no gate.
         self.register_buffer("_anchor", torch.zeros((), dtype=dtype, device=device), persistent=False)
         self.generators = nn.ParameterDict()
         self._groups = members
+        if parametrization == "givens" and self.is_complex:
+            raise InvalidInputError("parametrization='givens' is for real gates; complex ones take 'exp' or 'cayley'.")
         generator = stream(seed, "circuit")
         for (group, d), count in members.items():
             size = num_generators(group, d)
@@ -231,17 +239,21 @@ class Circuit(nn.Module):
 
     def gate_matrices(self) -> list[Tensor]:
         """The matrices of all gates, layer by layer from layer 0, each of shape (d, d); differentiable."""
-        groups = {}
+        rows = {name: gates.unbind(0) for name, gates in self._trainable().items()}
+        return [rows[name][row] if row >= 0 else self.get_buffer(name) for name, row in self._places]
+
+    def _trainable(self) -> dict[str, Tensor]:
+        """The matrices of each group and dimension, shape (count, d, d)."""
+        found = {}
         for group, d in self._groups:
             name = f"{group}{d}"
             base, generators = self.get_buffer(f"base_{name}"), self.generators[name]
             if generators.dtype in (torch.float16, torch.bfloat16):  # torch's matrix exponential fails there
-                exact = exponential(generators.float(), group, d)
-                groups[name] = (base.to(exact.dtype) @ exact).to(base.dtype)
+                exact = from_generators(generators.float(), group, d, self.parametrization)
+                found[name] = (base.to(exact.dtype) @ exact).to(base.dtype)
             else:
-                groups[name] = base @ exponential(generators, group, d)
-        rows = {name: gates.unbind(0) for name, gates in groups.items()}
-        return [rows[name][row] if row >= 0 else self.get_buffer(name) for name, row in self._places]
+                found[name] = base @ from_generators(generators, group, d, self.parametrization)
+        return found
 
     @torch.no_grad()
     def set_gates(self, matrices: Sequence[Tensor]) -> None:
@@ -267,6 +279,16 @@ class Circuit(nn.Module):
             self.get_buffer(f"base_{name}")[row] = matrix.to(self.get_buffer(f"base_{name}"))
         for parameter in self.generators.values():
             parameter.zero_()
+
+    @torch.no_grad()
+    def rebase(self) -> None:
+        """Make the gates of now their bases and set the generators to zero; the circuit acts as before.
+
+        A base near rounding error of its group is brought back to it.
+        """
+        for name, gates in self._trainable().items():
+            self.get_buffer(f"base_{name}").copy_(_orthonormalized(gates))
+            self.generators[name].zero_()
 
     def schedule(self) -> list[int | str]:
         """What acts in which order: indices into :meth:`gate_matrices` and keys of ``joints``."""
@@ -328,19 +350,27 @@ class Circuit(nn.Module):
                 f"This circuit acts on vectors of {self.dimension} entries; got shape {tuple(x.shape)}. "
                 "Pad x with zeros."
             )
-        matrices = self.gate_matrices()
+        parts = [(self._program(run) if run else None, joint) for run, joint in self._parts()]
+        pools = self._pools([program for program, _ in parts if program is not None])
         batch = x.shape[:-1]
         x = x.reshape(-1, self.dimension)
-        run: list[int] = []
-        for step in [*self.schedule(), "end"]:
-            if isinstance(step, int):
-                run.append(step)
-                continue
-            x = self._apply_run(x if prepare is None or not run else prepare(x), run, matrices)
-            run = []
-            if step != "end":
-                x = self.joints[step](x)
+        for program, joint in parts:
+            if program is not None:
+                x = self._apply_run(x if prepare is None else prepare(x), program, pools)
+            if joint is not None:
+                x = joint(x)
         return x.reshape(*batch, self.dimension)
+
+    def adjoint(self, x: Tensor) -> Tensor:
+        """Apply the inverse circuit to vectors; shape (..., N) in and out.
+
+        Raises:
+            InvalidInputError: if a nonlinearity stands in the circuit.
+        """
+        self._require_linear()
+        program = self._program(self._whole())
+        flat = x.reshape(-1, self.dimension)
+        return self._run_in_parts(flat, program, self._pools([program]), adjoint=True).reshape(x.shape)
 
     def matrix(self) -> Tensor:
         """The N x N matrix of the circuit; differentiable.
@@ -348,119 +378,103 @@ class Circuit(nn.Module):
         Raises:
             InvalidInputError: if a nonlinearity stands in the circuit.
         """
+        self._require_linear()
+        program = self._program(self._whole())
+        return self._dense(program, self._pools([program]))
+
+    def price(self, rows: int) -> float:
+        """Nanoseconds of a linear circuit on so many vectors, forward and backward; roughly, only ratios matter."""
+        program = self._program(self._whole())
+        return min(program.price(rows), program.price_dense(rows))
+
+    def _require_linear(self) -> None:
         if not self.is_linear:
             raise InvalidInputError("A circuit with nonlinearities between its segments has no matrix; see segments().")
-        matrices = self.gate_matrices()
-        return self._dense([step for step in self.schedule() if isinstance(step, int)], matrices)
 
-    def _dense(self, run: list[int], matrices: list[Tensor]) -> Tensor:
+    def _whole(self) -> tuple[int, ...]:
+        return tuple(step for step in self.schedule() if isinstance(step, int))
+
+    def _parts(self) -> Iterator[tuple[tuple[int, ...], nn.Module | None]]:
+        """The gates of each segment in the order in which they act, and the joint behind it."""
+        run: list[int] = []
+        for step in self.schedule():
+            if isinstance(step, int):
+                run.append(step)
+            else:
+                yield tuple(run), self.joints[step]
+                run = []
+        yield tuple(run), None
+
+    def _program(self, run: tuple[int, ...]) -> Program:
+        if run not in self._programs:
+            frozen = {
+                number: self.get_buffer(name).detach().cpu()
+                for number, (name, row) in enumerate(self._places)
+                if row < 0
+            }
+            first: dict[str, int] = {}
+            identities: dict[int, int] = {}
+            for name, d, count in self._pooled():
+                first[name] = identities.setdefault(d, 0)
+                identities[d] += count
+            sources = [
+                (self.get_buffer(f"base_{name}" if row >= 0 else name).shape[-1], first[name] + max(row, 0))
+                for name, row in self._places
+            ]
+            for d in self.ansatz.wire_dims:
+                identities.setdefault(d, 0)
+            self._programs[run] = compile_run(self.ansatz, run, sources, identities, frozen)
+        return self._programs[run]
+
+    def _pooled(self) -> list[tuple[str, int, int]]:
+        """Name, dimension and number of the matrices of one kind, in the order in which they stand in their pool.
+
+        The identity, for idle wires, stands behind them.
+        """
+        found = [(f"{group}{d}", d, count) for (group, d), count in self._groups.items()]
+        frozen = dict.fromkeys(name for name, row in self._places if row < 0)
+        return found + [(name, self.get_buffer(name).shape[-1], 1) for name in frozen]
+
+    def _pools(self, programs: Sequence[Program]) -> dict[int, Tensor]:
+        """All matrices that programs take, by dimension; frozen ones and the identity only where they are needed."""
+        trainable = self._trainable()
+        parts: dict[int, list[Tensor]] = {}
+        for name in trainable:
+            parts.setdefault(trainable[name].shape[-1], []).append(trainable[name])
+        like = next(iter(trainable.values()), self.get_buffer("_anchor"))
+        counts = {d: sum(map(len, matrices)) for d, matrices in parts.items()}
+        for d in {d for program in programs for d, rows in program.used.items() if max(rows) >= counts.get(d, 0)}:
+            frozen = [
+                self.get_buffer(name)[None] for name, size, _ in self._pooled() if size == d and name not in trainable
+            ]
+            parts.setdefault(d, []).extend([*frozen, torch.eye(d, dtype=like.dtype, device=like.device)[None]])
+        return {d: matrices[0] if len(matrices) == 1 else torch.cat(matrices) for d, matrices in parts.items()}
+
+    def _dense(self, program: Program, pools: dict[int, Tensor]) -> Tensor:
         identity = torch.eye(self.dimension, dtype=self.dtype, device=self.device)
-        return self._apply_gates(identity, run, matrices).mT
+        return self._run_in_parts(identity, program, pools).mT
 
-    def _apply_run(self, x: Tensor, run: list[int], matrices: list[Tensor]) -> Tensor:
-        """Gate by gate (or layer by layer), or through the matrix where that is cheaper."""
-        if self._dense_is_cheaper(len(x), run):
-            dense = self._dense(run, matrices)
+    def _apply_run(self, x: Tensor, program: Program, pools: dict[int, Tensor]) -> Tensor:
+        """Step by step, or through the matrix where that is quicker."""
+        if program.price_dense(len(x)) < program.price(len(x)):
+            dense = self._dense(program, pools)
             dtype = torch.promote_types(x.dtype, dense.dtype)
             return x.to(dtype) @ dense.mT.to(dtype)
-        return self._apply_gates(x, run, matrices)
+        return self._run_in_parts(x, program, pools)
 
-    def _dense_is_cheaper(self, batch: int, run: list[int]) -> bool:
-        """Making the matrix costs what the circuit costs on N vectors; then each vector costs one product with it."""
-        n = self.dimension
-        if self._blocks is not None:
-            depth = min(len(run), self.ansatz.depth)
-            return batch * (depth - 1) > n * depth
-        dims = [prod(self.ansatz.gate_dims(gate)) for gate in self.ansatz.gates()]
-        return _GATE_PRICE * sum(dims[step] for step in run) * (batch - n) > batch * n
-
-    def _apply_gates(self, x: Tensor, run: list[int], matrices: list[Tensor]) -> Tensor:
-        if self._blocks is not None and len(run) > 1:
-            return self._apply_layers(x, run, matrices, self._blocks)
-        grouped = [self._to_the_end(*gate, x) for gate in self._grouped(x.numel(), run, matrices)]
+    def _run_in_parts(self, x: Tensor, program: Program, pools: dict[int, Tensor], adjoint: bool = False) -> Tensor:
+        """So many vectors at a time that they stay in the cache."""
+        steps = program.bound(pools, x.device, adjoint)
         rows = max(1, torch.get_num_threads() * _CACHED // self.dimension) if x.device.type == "cpu" else len(x)
         parts = []
         for part in x.split(max(1, rows)):
-            for matrix, wires in grouped:
-                part = apply_gate(part, matrix, wires, self.ansatz.wire_dims)
+            for step in steps:
+                part = step(part)
             parts.append(part)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _grouped(
-        self, entries: int, run: list[int], matrices: list[Tensor]
-    ) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
-        """Gates in their order; where vectors are long, neighbours of a layer as one gate of up to 16 dimensions.
 
-        A product with a larger matrix takes hardly longer than one with a small one: both wait for memory.
-        """
-        gates = list(self.ansatz.gates())
-        if entries < _LONG:
-            yield from ((matrices[step], gates[step].wires) for step in run)
-            return
-        layer_of = [number for number, layer in enumerate(self.ansatz.layers) for _ in layer]
-        for _, members in groupby(run, key=lambda step: layer_of[step]):
-            waiting: tuple[Tensor, tuple[int, ...]] | None = None
-            for step in sorted(members, key=lambda step: gates[step].wires):  # within a layer the order is free
-                matrix, wires = matrices[step], gates[step].wires
-                if waiting is not None:
-                    before, on = waiting
-                    follows = wires[0] == on[-1] + 1 and all(b == a + 1 for a, b in pairwise(on + wires))
-                    if follows and len(before) * len(matrix) <= _LARGEST_GROUP:
-                        dtype = torch.promote_types(before.dtype, matrix.dtype)
-                        waiting = torch.kron(before.to(dtype), matrix.to(dtype)), on + wires
-                        continue
-                    yield waiting
-                waiting = matrix, wires
-            if waiting is not None:
-                yield waiting
-
-    def _to_the_end(self, matrix: Tensor, wires: tuple[int, ...], x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """A gate near the last wire, widened to it where vectors are long: one product instead of many tiny ones."""
-        rest = range(wires[-1] + 1, len(self.ansatz.wire_dims))
-        size = prod(self.ansatz.wire_dims[wire] for wire in rest)
-        neighbours = all(b == a + 1 for a, b in pairwise(wires))
-        if x.numel() < _LONG or x.device.type != "cpu" or size == 1 or not neighbours or len(matrix) * size > _WIDEST:
-            return matrix, wires
-        return torch.kron(matrix, torch.eye(size, dtype=matrix.dtype)), (*wires, *rest)
-
-    def _apply_layers(self, x: Tensor, run: list[int], matrices: list[Tensor], blocks: list[Blocks]) -> Tensor:
-        """Whole layers at once; ``run`` holds the gates of whole layers."""
-        first = min(run)
-        index, members, chosen = 0, [], []
-        for layer, structure in zip(self.ansatz.layers, blocks, strict=True):
-            if layer and first <= index < first + len(run):
-                members.append(matrices[index : index + len(layer)])
-                chosen.append(structure)
-            index += len(layer)
-        fused = fuse_layers(chosen, members)
-        for matrix in reversed(fused) if self.mirrored else fused:
-            dtype = torch.promote_types(x.dtype, matrix.dtype)
-            x = x.to(dtype) @ matrix.mT.to(dtype)
-        return x
-
-
-def apply_gate(x: Tensor, matrix: Tensor, wires: Sequence[int], dims: Sequence[int]) -> Tensor:
-    """Apply one gate to vectors.
-
-    Args:
-        x: shape (B, N).
-        matrix: shape (d, d); its index reads the wires in the given order, the first most significant.
-        wires: the wires, in any order.
-        dims: dimensions of all wires, with product N.
-
-    Returns:
-        Shape (B, N).
-    """
-    dtype = torch.promote_types(x.dtype, matrix.dtype)
-    x, matrix = x.to(dtype), matrix.to(dtype)
-    d = matrix.shape[0]
-    if list(wires) == list(range(wires[0], wires[0] + len(wires))):
-        after = prod(dims[wires[-1] + 1 :])
-        if after == 1:
-            return (x.reshape(-1, d) @ matrix.mT).reshape(x.shape)
-        return (matrix @ x.reshape(-1, d, after)).reshape(x.shape)
-    others = [wire for wire in range(len(dims)) if wire not in wires]
-    order = [0, *(wire + 1 for wire in [*others, *wires])]
-    back = [order.index(axis) for axis in range(len(order))]
-    moved = x.reshape(-1, *dims).permute(order)
-    return (moved.reshape(-1, d) @ matrix.mT).reshape(moved.shape).permute(back).reshape(x.shape)
+def _orthonormalized(gates: Tensor) -> Tensor:
+    """One Newton step towards the polar factor: errors are squared."""
+    wide = gates if gates.dtype not in (torch.float16, torch.bfloat16) else gates.float()
+    return (1.5 * wide - 0.5 * wide @ wide.mH @ wide).to(gates.dtype)

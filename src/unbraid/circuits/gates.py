@@ -4,6 +4,9 @@ A trainable gate is ``base @ exp(t - t^T)`` (unitary: ``t - t^dagger``) with ``t
 constant of the group, so that any determinant is reached and no logarithm is ever taken. The paper writes ``g =
 exp(t)`` with ``t`` lower triangular, which is orthogonal only in this antisymmetrised form.
 
+Instead of the exponential, the Cayley transform or a product of plane rotations (Givens) can stand: all three take the
+same parameters, and agree to first order around zero.
+
 Legend: d is the dimension of a gate, the product of the dimensions of its wires; G counts gates of one kind and size.
 """
 
@@ -17,6 +20,7 @@ from torch import Tensor
 from unbraid.ground.errors import InvalidInputError
 
 GROUPS: tuple[str, ...] = ("so", "o", "u")
+PARAMETRIZATIONS: tuple[str, ...] = ("exp", "cayley", "givens")
 
 _H = 1 / math.sqrt(2)
 FIXED_GATES: dict[str, list[list[float]]] = {
@@ -40,33 +44,57 @@ def num_generators(group: str, d: int) -> int:
     return d * d if group == "u" else d * (d - 1) // 2
 
 
-def exponential(parameters: Tensor, group: str, d: int) -> Tensor:
-    """Exp of the antisymmetric (anti-Hermitian) matrices with the given lower triangles, in one batch.
+def from_generators(parameters: Tensor, group: str, d: int, parametrization: str = "exp") -> Tensor:
+    """Gates from their generators, in one batch; zeros give the identity.
 
     Args:
-        parameters: real, shape (G, num_generators(group, d)).
+        parameters: real, shape (G, num_generators(group, d)): the lower triangle of t row by row; for "u" then that of
+            its imaginary part, and the diagonal of that.
         group: "so" | "o" | "u".
         d: dimension of the gates.
+        parametrization: of A = t - t^dagger, "exp": exp(A); "cayley": (1 - A/2)^-1 (1 + A/2), which leaves out
+            rotations by a half turn; "givens": a rotation in each plane of two axes, by the generator's angle.
 
     Returns:
         Shape (G, d, d); real for "so" and "o", complex for "u".
+
+    Raises:
+        InvalidInputError: for rotations in planes of a complex gate.
     """
-    if group != "u" and d == 2:
+    if group != "u" and d == 2 and parametrization != "cayley":
         cos, sin = parameters.cos(), parameters.sin()
         return torch.stack([cos, -sin, sin, cos], dim=-1).reshape(-1, 2, 2)
+    if parametrization == "givens":
+        if group == "u":
+            raise InvalidInputError("Rotations in planes (parametrization='givens') are real; use 'exp' or 'cayley'.")
+        return _plane_rotations(parameters, d)
+    generators = _antihermitian(parameters, group, d)
+    if parametrization == "exp":
+        return torch.linalg.matrix_exp(generators)
+    one = torch.eye(d, dtype=generators.dtype, device=generators.device)
+    return torch.linalg.solve(one - generators / 2, one + generators / 2)
+
+
+def _antihermitian(parameters: Tensor, group: str, d: int) -> Tensor:
     row, column = torch.tril_indices(d, d, offset=-1, device=parameters.device)
     count = len(row)
-    t = parameters.new_zeros(len(parameters), d, d).index_put(
-        (torch.arange(len(parameters), device=parameters.device)[:, None], row, column), parameters[:, :count]
-    )
+    gates = torch.arange(len(parameters), device=parameters.device)[:, None]
+    t = parameters.new_zeros(len(parameters), d, d).index_put((gates, row, column), parameters[:, :count])
     if group != "u":
-        return torch.linalg.matrix_exp(t - t.mT)
-    imaginary = torch.zeros_like(t).index_put(
-        (torch.arange(len(parameters), device=parameters.device)[:, None], row, column),
-        parameters[:, count : 2 * count],
-    )
+        return t - t.mT
+    imaginary = torch.zeros_like(t).index_put((gates, row, column), parameters[:, count : 2 * count])
     diagonal = torch.diag_embed(parameters[:, 2 * count :])
-    return torch.linalg.matrix_exp(torch.complex(t - t.mT, imaginary + imaginary.mT + diagonal))
+    return torch.complex(t - t.mT, imaginary + imaginary.mT + diagonal)
+
+
+def _plane_rotations(parameters: Tensor, d: int) -> Tensor:
+    gates = torch.eye(d, dtype=parameters.dtype, device=parameters.device).expand(len(parameters), d, d)
+    for angle, row, column in zip(parameters.unbind(1), *torch.tril_indices(d, d, offset=-1).tolist(), strict=True):
+        cos, sin = angle.cos()[:, None], angle.sin()[:, None]
+        rows = list(gates.unbind(1))
+        rows[row], rows[column] = cos * rows[row] + sin * rows[column], cos * rows[column] - sin * rows[row]
+        gates = torch.stack(rows, dim=1)
+    return gates
 
 
 def haar(group: str, d: int, count: int, generator: torch.Generator) -> Tensor:

@@ -4,6 +4,7 @@ from unbraid.nn.architecture import Architecture, TensorLayer
 from unbraid.nn.checkpoint import load_pretrained, save_pretrained
 from unbraid.nn.heal import History, accuracy, heal
 from unbraid.nn.layers import DisentangledLinear, MPOLinear
+from unbraid.nn.riemannian import RiemannianAdam
 from unbraid.nn.scan import LayerScan, scan
 from unbraid.nn.surgery import disentangle_layers, match_layers, merge_back, tensorize
 
@@ -13,6 +14,7 @@ __all__ = [
     "History",
     "LayerScan",
     "MPOLinear",
+    "RiemannianAdam",
     "TensorLayer",
     "accuracy",
     "disentangle_layers",

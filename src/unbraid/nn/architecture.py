@@ -117,16 +117,18 @@ class TensorLayer:
         bonds = [min(self.bond, prod(legs[:k]), prod(legs[k:])) for k in range(1, sites)]
         return list(zip([1, *bonds], outs, ins, [*bonds, 1], strict=True))
 
-    def build(self, seed: int, init: str, dtype: torch.dtype | None = None) -> nn.Module:
+    def build(self, seed: int, init: str, dtype: torch.dtype | None = None, parametrization: str = "exp") -> nn.Module:
         """Without batch norm and ReLU: with circuits a :class:`DisentangledLinear`, else an :class:`MPOLinear`."""
         mpo = MPO.random(self.out_legs, self.in_legs, self.bond, seed=stream_seed(seed, "mpo"), dtype=dtype)
         if not self.has_circuits:
             return MPOLinear(mpo)
         inward, output = self.ansatze()
         return DisentangledLinear(
-            Circuit(output, init, stream_seed(seed, "output"), dtype=dtype),
+            Circuit(output, init, stream_seed(seed, "output"), dtype=dtype, parametrization=parametrization),
             mpo,
-            Circuit(inward, init, stream_seed(seed, "input"), mirrored=True, dtype=dtype),
+            Circuit(
+                inward, init, stream_seed(seed, "input"), mirrored=True, dtype=dtype, parametrization=parametrization
+            ),
         )
 
 
@@ -192,20 +194,28 @@ class Architecture:
             )
         )
 
-    def build(self, seed: int = 0, init: str = "near_identity", *, dtype: torch.dtype | None = None) -> nn.Sequential:
+    def build(
+        self,
+        seed: int = 0,
+        init: str = "near_identity",
+        *,
+        dtype: torch.dtype | None = None,
+        parametrization: str = "exp",
+    ) -> nn.Sequential:
         """The network with random cores.
 
         Args:
             seed: of cores and gates.
             init: of the gates, as of :class:`unbraid.Circuit`.
             dtype: of all parameters; torch's default if None.
+            parametrization: of the gates, as of :class:`unbraid.Circuit`.
 
         Returns:
             Modules "layer1", "norm1", "relu1", "layer2", ...
         """
         modules: OrderedDict[str, nn.Module] = OrderedDict()
         for number, layer in enumerate(self.layers, 1):
-            modules[f"layer{number}"] = layer.build(stream_seed(seed, "layer", number), init, dtype)
+            modules[f"layer{number}"] = layer.build(stream_seed(seed, "layer", number), init, dtype, parametrization)
             if layer.norm:
                 modules[f"norm{number}"] = nn.BatchNorm1d(prod(layer.out_legs), dtype=dtype)
             if layer.relu:

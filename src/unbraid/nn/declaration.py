@@ -72,8 +72,8 @@ def describe_layer(layer: nn.Module) -> dict[str, Any]:
     return {
         "type": "DisentangledLinear",
         "core": _describe_mpo(layer.core),
-        "output_circuit": layer.output_circuit.ansatz.to_dict(),
-        "input_circuit": layer.input_circuit.ansatz.to_dict(),
+        "output_circuit": _describe_circuit(layer.output_circuit),
+        "input_circuit": _describe_circuit(layer.input_circuit),
         "out_features": layer.out_features,
         "in_features": layer.in_features,
         "bias": layer.bias is not None,
@@ -122,8 +122,8 @@ def build_layer(declaration: Any) -> nn.Module:
             return MPOLinear(core, torch.zeros(core.shape[0], dtype=core.dtype) if declaration["bias"] else None)
         if declaration["type"] != "DisentangledLinear":
             raise FileFormatError(f"Unknown layer type {declaration['type']!r}. Was it written by a newer version?")
-        output = Circuit(Ansatz.from_dict(declaration["output_circuit"]), "identity", dtype=core.dtype)
-        inward = Circuit(Ansatz.from_dict(declaration["input_circuit"]), "identity", mirrored=True, dtype=core.dtype)
+        output = _build_circuit(declaration["output_circuit"], core.dtype, mirrored=False)
+        inward = _build_circuit(declaration["input_circuit"], core.dtype, mirrored=True)
         out_features = int(declaration["out_features"])
         bias = torch.zeros(out_features, dtype=core.dtype) if declaration["bias"] else None
         in_features = int(declaration["in_features"])
@@ -183,6 +183,17 @@ def _count_gates(data: Any) -> int:
         elif size > LARGEST_FIXED_GATE:
             raise FileFormatError("The file declares an unreasonably large fixed gate.")
     return total
+
+
+def _describe_circuit(circuit: Circuit) -> dict[str, Any]:
+    """A parametrisation other than the default is told."""
+    chosen = circuit.parametrization
+    return circuit.ansatz.to_dict() | ({} if chosen == "exp" else {"parametrization": chosen})
+
+
+def _build_circuit(data: Any, dtype: torch.dtype, *, mirrored: bool) -> Circuit:
+    chosen = str(data.get("parametrization", "exp"))
+    return Circuit(Ansatz.from_dict(data), "identity", mirrored=mirrored, dtype=dtype, parametrization=chosen)
 
 
 def _describe_mpo(mpo: MPO) -> dict[str, Any]:

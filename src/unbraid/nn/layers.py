@@ -9,13 +9,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 
 from unbraid.circuits import Circuit
 from unbraid.disentangling.result import Disentangled
 from unbraid.ground.errors import InvalidInputError
 from unbraid.tensors import MPO
-from unbraid.tensors.contraction import apply_cores
+from unbraid.tensors.contraction import apply_cores, price, price_dense
+from unbraid.tensors.prices import product
 
 
 class MPOLinear(nn.Module):
@@ -167,8 +168,7 @@ class DisentangledLinear(nn.Module):
         Raises:
             InvalidInputError: if a circuit carries nonlinearities.
         """
-        dense = self.output_circuit.matrix() @ self.core.to_dense() @ self.input_circuit.matrix()
-        return dense[: self.out_features, : self.in_features]
+        return self._dense()[: self.out_features, : self.in_features]
 
     @property
     def num_parameters(self) -> int:
@@ -186,9 +186,31 @@ class DisentangledLinear(nn.Module):
         """Shape (..., in) to (..., out)."""
         if x.shape[-1] != self.in_features:
             raise InvalidInputError(f"This layer takes {self.in_features} features; got shape {tuple(x.shape)}.")
-        x = self.input_circuit(pad(x, (0, self.input_circuit.dimension - self.in_features)))
-        x = self.output_circuit(_apply_operator(x, self.core))[..., : self.out_features]
+        x = pad(x, (0, self.input_circuit.dimension - self.in_features))
+        if self._dense_is_quicker(x.shape[:-1].numel()):
+            x = linear(x, self._dense())
+        else:
+            x = self.output_circuit(apply_cores(self.input_circuit(x), tuple(self.cores)))
+        x = x[..., : self.out_features]
         return x if self.bias is None else x + self.bias
+
+    def _dense(self) -> Tensor:
+        """Padded ``O C I``. Both circuits act on as many vectors as the smaller side has dimensions."""
+        core = self.core.to_padded_dense()
+        if core.shape[0] <= core.shape[1]:
+            return self.output_circuit.matrix() @ self.input_circuit.adjoint(core)
+        return self.output_circuit(core.mT).mT @ self.input_circuit.matrix()
+
+    def _dense_is_quicker(self, batch: int) -> bool:
+        circuits = (self.input_circuit, self.output_circuit)
+        if not self.is_linear or any(circuit._forward_pre_hooks or circuit._forward_hooks for circuit in circuits):
+            return False  # whoever hooks on to a circuit wants to see vectors
+        width_out, width_in = self.output_circuit.dimension, self.input_circuit.dimension
+        least = min(width_out, width_in)
+        cores = tuple(self.cores)
+        direct = sum(circuit.price(batch) for circuit in circuits) + price(cores, batch)
+        dense = sum(circuit.price(least) for circuit in circuits) + price_dense(cores)
+        return dense + product(least + batch, width_in, width_out) < direct
 
     def to_linear(self) -> nn.Linear:
         """The equivalent dense layer.

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from unbraid.circuits import Circuit
-from unbraid.circuits.circuit import apply_gate
 from unbraid.circuits.gates import fixed_gate
+from unbraid.circuits.program import apply_gate
 from unbraid.ground.errors import InvalidInputError
 
 Read = Callable[[Circuit, Tensor], Tensor]

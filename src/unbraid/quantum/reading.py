@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unbraid.circuits import Circuit
-from unbraid.circuits.circuit import apply_gate
+from unbraid.circuits.program import apply_gate
 from unbraid.ground.errors import ExecutionError
 from unbraid.quantum.convert import wire_sites
 from unbraid.quantum.encode import Encoding

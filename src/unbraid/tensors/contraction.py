@@ -16,12 +16,11 @@ from math import prod
 from torch import Tensor
 from torch.nn.functional import linear
 
+from unbraid.tensors import prices
+
 Shape = tuple[int, int, int, int]
 
-# Nanoseconds of one core of a CPU, forward and backward: a multiplication within a product of large matrices, an entry
-# that is moved, one product's overhead. Only ratios matter.
-_MULTIPLICATION, _ENTRY, _PRODUCT = 0.03, 0.6, 40_000
-_LARGEST_BATCH_KEY = 2**20
+_LARGEST_BATCH = 2**20  # larger ones share its plan
 
 
 def apply_cores(x: Tensor, cores: Sequence[Tensor]) -> Tensor:
@@ -32,9 +31,8 @@ def apply_cores(x: Tensor, cores: Sequence[Tensor]) -> Tensor:
         cores: a chain of tensors (left, out, in, right).
     """
     batch = x.shape[:-1]
-    shapes = tuple(tuple(core.shape) for core in cores)
-    # batches of similar size share a plan
-    blocks, from_left = plan(shapes, 1 << min(batch.numel(), _LARGEST_BATCH_KEY).bit_length())  # type: ignore[arg-type]
+    shapes = shapes_of(cores)
+    blocks, from_left, _ = plan(shapes, _rounded(batch.numel()))
     outs, ins = (prod(shape[k] for shape in shapes) for k in (1, 2))
     after = ins if from_left else 1
     for start, stop in blocks if from_left else reversed(blocks):
@@ -49,12 +47,32 @@ def apply_cores(x: Tensor, cores: Sequence[Tensor]) -> Tensor:
     return x.reshape(*batch, outs)
 
 
+def price(cores: Sequence[Tensor], batch: int) -> float:
+    """Of :func:`apply_cores`, as in :mod:`unbraid.tensors.prices`."""
+    return plan(shapes_of(cores), _rounded(batch))[2]
+
+
+def price_dense(cores: Sequence[Tensor]) -> float:
+    """Of making the dense matrix."""
+    return _price_block(shapes_of(cores), 0, len(cores))
+
+
+def shapes_of(cores: Sequence[Tensor]) -> tuple[Shape, ...]:
+    """(left, out, in, right) of each core."""
+    return tuple((core.shape[0], core.shape[1], core.shape[2], core.shape[3]) for core in cores)
+
+
+def _rounded(batch: int) -> int:
+    """Batches of similar size share a plan."""
+    return 1 << min(batch, _LARGEST_BATCH).bit_length()
+
+
 @lru_cache(maxsize=4096)
-def plan(shapes: tuple[Shape, ...], batch: int) -> tuple[tuple[tuple[int, int], ...], bool]:
-    """The quickest grouping for a batch: (start, stop) of each block, and whether the first site comes first."""
+def plan(shapes: tuple[Shape, ...], batch: int) -> tuple[tuple[tuple[int, int], ...], bool, float]:
+    """The quickest grouping: (start, stop) of each block, whether the first site comes first, and the price."""
     ways = [(*_shortest(shapes, batch, from_left), from_left) for from_left in (True, False)]
-    _, blocks, from_left = min(ways, key=lambda way: way[0])
-    return blocks, from_left
+    price, blocks, from_left = min(ways, key=lambda way: way[0])
+    return blocks, from_left, price
 
 
 def _shortest(shapes: tuple[Shape, ...], batch: int, from_left: bool) -> tuple[float, tuple[tuple[int, int], ...]]:
@@ -82,12 +100,20 @@ def _price(shapes: tuple[Shape, ...], start: int, stop: int, batch: int, from_le
         bond_in, bond_out = right, left
     taken, given = batch * before * after * legs * bond_in, batch * before * after * out * bond_out
     copies = 2 if after > 1 else 1  # torch folds the batch into the rows, and back
-    total = _PRODUCT + copies * _ENTRY * (taken + given) + _MULTIPLICATION * taken * out * bond_out
-    size = shapes[start][1] * shapes[start][2]
-    for shape in shapes[start + 1 : stop]:  # making it, core by core
-        total += _PRODUCT + left * size * shape[0] * shape[1] * shape[2] * shape[3] * _MULTIPLICATION
-        size *= shape[1] * shape[2]
-        total += _ENTRY * 2 * left * size * shape[3]
+    passing = (
+        prices.OPERATION + copies * prices.ENTRY * (taken + given) + prices.MULTIPLICATION * taken * out * bond_out
+    )
+    return passing + _price_block(shapes, start, stop)
+
+
+def _price_block(shapes: tuple[Shape, ...], start: int, stop: int) -> float:
+    """Of joining cores, one by one."""
+    total, left = 0.0, shapes[start][0]
+    size = left * shapes[start][1] * shapes[start][2]
+    for bond, out, leg, right in shapes[start + 1 : stop]:
+        total += prices.OPERATION + prices.MULTIPLICATION * size * bond * out * leg * right
+        size *= out * leg
+        total += 2 * prices.ENTRY * size * right
     return total
 
 

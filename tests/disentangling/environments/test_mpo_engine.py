@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from unbraid.circuits import Ansatz, Circuit, brickwall, parse_ansatz, scaffold
 from unbraid.circuits.ansatz import Gate
-from unbraid.circuits.circuit import apply_gate
+from unbraid.circuits.program import apply_gate
 from unbraid.disentangling.environments import DenseEngine, Gates
 from unbraid.disentangling.environments.columns import Columns, kept_entries
 from unbraid.disentangling.environments.mpo_engine import MPOEngine

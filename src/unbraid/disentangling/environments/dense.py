@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from unbraid.circuits import Ansatz
-from unbraid.circuits.circuit import apply_gate
 from unbraid.circuits.gates import polar
+from unbraid.circuits.program import apply_gate
 from unbraid.disentangling.environments.engine import Engine, Gates, Layout, State
 from unbraid.disentangling.environments.unbatched import Unbatched, padded
 from unbraid.disentangling.fit import fit_chain
