@@ -15,9 +15,18 @@ import torch as torch
 
 if TYPE_CHECKING:
     from unbraid import nn as nn
-    from unbraid.circuits import Ansatz, Circuit, brickwall, parse_ansatz, scaffold
+    from unbraid.circuits import Ansatz, Circuit, brickwall, parse_ansatz, scaffold, search_geometry
     from unbraid.disentangling import Disentangled, disentangle, spectral_ceiling
-    from unbraid.nn import disentangle_layers, heal, load_pretrained, merge_back, save_pretrained, scan, tensorize
+    from unbraid.nn import (
+        convert_layers,
+        disentangle_layers,
+        heal,
+        load_pretrained,
+        merge_back,
+        save_pretrained,
+        scan,
+        tensorize,
+    )
     from unbraid.quantum import (
         AerExecutor,
         QuantumLinear,
@@ -36,9 +45,10 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "unbraid.tensors": ("MPO", "MPS", "overlap"),
-    "unbraid.circuits": ("Ansatz", "Circuit", "brickwall", "parse_ansatz", "scaffold"),
+    "unbraid.circuits": ("Ansatz", "Circuit", "brickwall", "parse_ansatz", "scaffold", "search_geometry"),
     "unbraid.disentangling": ("Disentangled", "disentangle", "spectral_ceiling"),
     "unbraid.nn": (
+        "convert_layers",
         "disentangle_layers",
         "heal",
         "load_pretrained",
@@ -76,6 +86,7 @@ __all__ = [
     "SamplerExecutor",
     "TorchExecutor",
     "brickwall",
+    "convert_layers",
     "disentangle",
     "disentangle_layers",
     "encode",
@@ -90,6 +101,7 @@ __all__ = [
     "save_pretrained",
     "scaffold",
     "scan",
+    "search_geometry",
     "spectral_ceiling",
     "synthesize_orthogonal",
     "tensorize",

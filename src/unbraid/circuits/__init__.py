@@ -2,5 +2,6 @@
 
 from unbraid.circuits.ansatz import Ansatz, Gate, brickwall, parse_ansatz, scaffold
 from unbraid.circuits.circuit import Circuit
+from unbraid.circuits.geometry import Placed, search_geometry
 
-__all__ = ["Ansatz", "Circuit", "Gate", "brickwall", "parse_ansatz", "scaffold"]
+__all__ = ["Ansatz", "Circuit", "Gate", "Placed", "brickwall", "parse_ansatz", "scaffold", "search_geometry"]

@@ -2,6 +2,7 @@
 
 from unbraid.nn.architecture import Architecture, TensorLayer
 from unbraid.nn.checkpoint import load_pretrained, save_pretrained
+from unbraid.nn.conversion import Conversion, convert_layers, describe_conversions
 from unbraid.nn.heal import History, accuracy, heal
 from unbraid.nn.layers import DisentangledLinear, MPOLinear
 from unbraid.nn.riemannian import RiemannianAdam
@@ -10,6 +11,7 @@ from unbraid.nn.surgery import disentangle_layers, match_layers, merge_back, ten
 
 __all__ = [
     "Architecture",
+    "Conversion",
     "DisentangledLinear",
     "History",
     "LayerScan",
@@ -17,6 +19,8 @@ __all__ = [
     "RiemannianAdam",
     "TensorLayer",
     "accuracy",
+    "convert_layers",
+    "describe_conversions",
     "disentangle_layers",
     "heal",
     "load_pretrained",
