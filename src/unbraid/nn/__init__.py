@@ -7,6 +7,7 @@ from unbraid.nn.heal import History, accuracy, heal
 from unbraid.nn.layers import DisentangledLinear, MPOLinear
 from unbraid.nn.riemannian import RiemannianAdam
 from unbraid.nn.scan import LayerScan, scan
+from unbraid.nn.start import start_from
 from unbraid.nn.surgery import disentangle_layers, match_layers, merge_back, tensorize
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "merge_back",
     "save_pretrained",
     "scan",
+    "start_from",
     "tensorize",
 ]

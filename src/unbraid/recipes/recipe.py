@@ -122,7 +122,7 @@ class Recipe:
         quick: of a run with ``--quick``.
         seeds: of a full run, by default.
         quick_seeds: of a run with ``--quick``, by default.
-        data: the data of a seed.
+        data: the data of a seed; None if the recipe needs none.
         tasks: the units of work.
         assemble: from the results by the name of the task.
         plot: writes the PNG file.
@@ -132,7 +132,7 @@ class Recipe:
     quick: Any
     seeds: int
     quick_seeds: int
-    data: Callable[[Request, int], Dataset]
+    data: Callable[[Request, int], Dataset] | None
     tasks: Callable[[Request], list[Task]]
     assemble: Callable[[Request, Mapping[str, Any]], Outcome]
     plot: Callable[[Path, Sequence[Row]], None]

@@ -12,13 +12,15 @@ from unbraid.ground.errors import FileFormatError, InvalidInputError, require_ch
 from unbraid.ground.files import make_directory, problem_hash, read_json, write_json, write_text
 from unbraid.ground.manifest import build_manifest, versions
 from unbraid.ground.parallel import fan_out, one_thread
-from unbraid.recipes import digits, execution, fig4, routes, table1, table2
+from unbraid.recipes import digits, execution, fig4, routes, table1, table2, table3
 from unbraid.recipes.recipe import Outcome, Recipe, Request, Section, Task
 
 RECIPES: dict[str, Recipe] = {
     "digits": digits.RECIPE,
     "table1": table1.RECIPE,
     "table2": table2.RECIPE,
+    "table3": table3.RECIPE,
+    "table4": table3.CIRCUITS,
     "fig4": fig4.RECIPE,
     "routes": routes.RECIPE,
     "execution": execution.RECIPE,
@@ -64,11 +66,13 @@ def reproduce(
         data_dir=None if data_dir is None else Path(data_dir),
     )
     place = make_directory(out)
-    data = {seed: recipe.data(request, seed).describe() for seed in range(request.seeds)}
+    load = recipe.data
+    data = {} if load is None else {seed: load(request, seed).describe() for seed in range(request.seeds)}
     results = _run(request, recipe.tasks(request), data, make_directory(place / f"{name}.tasks"), workers)
     outcome = recipe.assemble(request, results)
     manifest = build_manifest(
-        seeds={f"seed {seed}": seed for seed in data}, data={f"seed {seed}": found for seed, found in data.items()}
+        seeds={f"seed {seed}": seed for seed in range(request.seeds)},
+        data={f"seed {seed}": found for seed, found in data.items()},
     )
     content = {
         "title": outcome.title,
@@ -100,7 +104,7 @@ def _run(
                     "task": task.name,
                     "arguments": dict(task.arguments),
                     "after": None if task.after is None else problems[task.after],
-                    "data": None if task.seed is None else data[task.seed]["hash"],
+                    "data": None if task.seed is None or not data else data[task.seed]["hash"],
                 }
             )
         work = [
@@ -143,8 +147,9 @@ def _markdown(outcome: Outcome, manifest: dict[str, Any]) -> str:
             lines += [section.note, ""]
         lines += [*_table(section), ""]
     found = ", ".join(f"{package} {version}" for package, version in manifest["versions"].items())
-    data = manifest["data"]["seed 0"]["provenance"]
-    lines += [f"Data of seed 0: {data}.", "", f"Made by `{manifest['command']}` with {found}.", ""]
+    if manifest["data"]:
+        lines += [f"Data of seed 0: {manifest['data']['seed 0']['provenance']}.", ""]
+    lines += [f"Made by `{manifest['command']}` with {found}.", ""]
     return "\n".join(lines)
 
 

@@ -1,0 +1,380 @@
+"""What Tables 3 and 5 have in common: lines that are trained alike, from one trained original a seed.
+
+A hybrid starts from the original: each of its layers is disentangled explicitly to the bond and circuits of its
+declaration, then everything is trained on together, the implicit method. Controls begin elsewhere and are trained for
+as many epochs in all, or begin there too and get something else in place of the circuits.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unbraid.circuits import Ansatz, Circuit
+from unbraid.disentangling import disentangle
+from unbraid.ground.random import isolated, stream, stream_seed
+from unbraid.nn import Architecture, DisentangledLinear, MPOLinear, accuracy, heal, start_from
+from unbraid.quantum import count_gates
+from unbraid.recipes.datasets import Dataset
+from unbraid.recipes.recipe import Request, Row, Section, Task, make_row, with_spread
+from unbraid.tensors import MPO
+from unbraid.tensors.entanglement import dense_entropies
+
+ORIGINAL, LONGER = "original TNN", "original TNN, trained on"
+STARTS = ("original", "longer", "explicit", "near_identity", "random", "frozen", "shuffled", "module")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a table.
+
+    Attributes:
+        name: of the row.
+        kind: "original" | "hybrid" | "control".
+        architecture: the declaration; None for a module.
+        start: "original" and "longer": from random cores, for the epochs of the original alone or of both trainings;
+            "explicit": from the trained original, see :func:`unbraid.nn.start_from`; "near_identity" and "random": from
+            random cores, and gates near the identity or Haar-random; "frozen": from the trained original, around
+            Haar-random gates that are not trained; "shuffled": likewise, around random permutations instead of
+            circuits; "module": ``module``, from its own start.
+        text: what it is, for people.
+        paper: its number of parameters and its accuracy, a fraction.
+        module: makes a control that is no tensor network from a seed.
+        size: side of the images, if not that of the table.
+        origin: what "explicit" starts from, if not the original of the table; it is trained for as many epochs.
+    """
+
+    name: str
+    kind: str
+    architecture: Architecture | None
+    start: str
+    text: str
+    paper: tuple[int | None, float | None] = (None, None)
+    module: Callable[[], nn.Module] | None = None
+    size: int | None = None
+    origin: Architecture | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """How lines are trained: Adam, one cycle of the learning rate.
+
+    Attributes:
+        epochs: of the original.
+        healing: further epochs of whatever starts from it; others are trained for both.
+        lr: peak of the original and of what is trained from scratch.
+        healing_lr: peak of the healing.
+        batch_size: rows.
+        sweeps: of the explicit disentangling, at most.
+    """
+
+    epochs: int = 40
+    healing: int = 40
+    lr: float = 2e-2
+    healing_lr: float = 2e-2
+    batch_size: int = 256
+    sweeps: int = 300
+
+
+@dataclass(frozen=True)
+class Study:
+    """A table: its data, its lines and their training.
+
+    Attributes:
+        dataset: published data.
+        size: side of the images.
+        lines: the first one is the original.
+    """
+
+    dataset: str
+    size: int
+    lines: tuple[Line, ...] = field(repr=False)
+
+    def line(self, name: str) -> Line:
+        """The line of a name."""
+        return next(line for line in self.lines if line.name == name)
+
+    def tasks(self, request: Request, run_original: Any, run_line: Any) -> list[Task]:
+        """One task a line and seed; those that start from the original wait for it."""
+        found = []
+        for seed in range(request.seeds):
+            first = f"seed-{seed}-original"
+            found.append(Task(first, run_original, {"seed": seed}, seed=seed))
+            for number, line in enumerate(self.lines[1:], 1):
+                arguments = {"line": line.name, "seed": seed}
+                found.append(Task(f"seed-{seed}-line-{number}", run_line, arguments, after=first, seed=seed))
+        return found
+
+    def results(self, request: Request, results: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+        """What :meth:`tasks` found, by line; one a seed."""
+        seeds = range(request.seeds)
+        found = {self.lines[0].name: [results[f"seed-{seed}-original"] for seed in seeds]}
+        for number, line in enumerate(self.lines[1:], 1):
+            found[line.name] = [results[f"seed-{seed}-line-{number}"] for seed in seeds]
+        return found
+
+
+def train_original(study: Study, training: Training, data: Dataset, seed: int) -> dict[str, Any]:
+    """Train the first line; the result is ready for JSON and holds its weights."""
+    architecture = study.lines[0].architecture
+    assert architecture is not None
+    model = architecture.build(seed)
+    found = _trained(model, data, training, seed, training.epochs, training.lr)
+    weights = {name: value.tolist() for name, value in model.state_dict().items()}
+    return {**found, "weights": weights, **describe_layers(model)}
+
+
+def original_from(study: Study, given: Mapping[str, Any]) -> nn.Sequential:
+    """The network of :func:`train_original`."""
+    architecture = study.lines[0].architecture
+    assert architecture is not None
+    model = architecture.build()
+    like = model.state_dict()
+    model.load_state_dict(
+        {name: torch.tensor(value, dtype=like[name].dtype) for name, value in given["weights"].items()}
+    )
+    return model
+
+
+def train_line(
+    study: Study, training: Training, data: Dataset, given: Mapping[str, Any], name: str, seed: int
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Train a line.
+
+    Returns:
+        The network, and the result, ready for JSON: accuracies, parameters, gates, entropies.
+    """
+    line = study.line(name)
+    whole = training.epochs + training.healing
+    if line.origin is None:
+        original = original_from(study, given)
+    else:
+        original = line.origin.build(seed)
+        _trained(original, data, training, seed, training.epochs, training.lr)
+    if line.start in ("longer", "near_identity", "random", "module"):
+        if line.module is not None:
+            with isolated(seed, "control", name):
+                model = line.module()
+        else:
+            assert line.architecture is not None
+            model = line.architecture.build(seed, "random" if line.start == "random" else "near_identity")
+        found = _trained(model, data, training, seed, whole, training.lr)
+    else:
+        model = start_line(line, original, seed, training.sweeps)
+        before = accuracy(model, *data.validation)
+        found = _trained(model, data, training, seed, training.healing, training.healing_lr) | {"before": before}
+    return model, {**found, **describe_layers(model, original)}
+
+
+def start_line(line: Line, original: nn.Sequential, seed: int, sweeps: int) -> nn.Module:
+    """The network of a line that starts from the original, before it is trained on."""
+    assert line.architecture is not None
+    if line.start == "explicit":
+        return start_from(original, line.architecture, seed=seed, max_sweeps=sweeps)
+    model = start_from(original, line.architecture.with_circuits({}), seed=seed)
+    for number, layer in enumerate(line.architecture.layers, 1):
+        if layer.has_circuits:
+            trained = original.get_submodule(f"layer{number}")
+            assert isinstance(trained, MPOLinear)
+            around = _frozen if line.start == "frozen" else _shuffled
+            model.add_module(
+                f"layer{number}", around(trained.mpo.detach(), layer, stream_seed(seed, line.name, number))
+            )
+    return model
+
+
+def _frozen(mpo: MPO, layer: Any, seed: int) -> nn.Module:
+    """The best core for Haar-random gates, which stay as they are."""
+    inward, output = layer.ansatze()
+    first = Circuit(inward, "random", stream_seed(seed, "input"), mirrored=True, dtype=mpo.dtype)
+    last = Circuit(output, "random", stream_seed(seed, "output"), dtype=mpo.dtype)
+    turned = last.adjoint(first(mpo.to_padded_dense()).mT).mT
+    around = DisentangledLinear(last, _best_core(turned, mpo, layer.bond), first)
+    for circuit in (first, last):
+        circuit.requires_grad_(False)
+    return around
+
+
+class Shuffled(nn.Module):
+    """An operator between two fixed permutations."""
+
+    def __init__(self, core: MPO, first: Tensor, last: Tensor) -> None:
+        super().__init__()
+        self.layer = MPOLinear(core)
+        self.register_buffer("first", first)
+        self.register_buffer("last", last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (..., in) to (..., out)."""
+        return self.layer(x[..., self.get_buffer("first")])[..., self.get_buffer("last")]
+
+
+def _shuffled(mpo: MPO, layer: Any, seed: int) -> nn.Module:
+    """The best core for random permutations on the sides that have circuits."""
+    weight = mpo.to_dense()
+    out, size = weight.shape
+    generator = stream(seed, "permutations")
+    inward, output = layer.ansatze()
+    first = torch.randperm(size, generator=generator) if inward.layers else torch.arange(size)
+    last = torch.randperm(out, generator=generator) if output.layers else torch.arange(out)
+    turned = weight[last.argsort()][:, first]
+    return Shuffled(_best_core(turned, mpo, layer.bond), first, last)
+
+
+def _best_core(turned: Tensor, mpo: MPO, bond: int) -> MPO:
+    wide = MPO.from_dense(turned, mpo.out_dims, mpo.in_dims)
+    return wide if max(wide.bond_dims, default=1) <= bond else _without_gates(wide, bond)
+
+
+def _without_gates(mpo: MPO, bond: int) -> MPO:
+    return disentangle(mpo, (Ansatz(mpo.out_dims, ()), Ansatz(mpo.in_dims, ())), core_bond=bond).core
+
+
+def _trained(model: nn.Module, data: Dataset, training: Training, seed: int, epochs: int, lr: float) -> dict[str, Any]:
+    began = time.perf_counter()
+    history = heal(model, data.train, data.validation, epochs=epochs, lr=lr, batch_size=training.batch_size, seed=seed)
+    return {
+        "accuracy": accuracy(model, *data.test),
+        "validation": history.validation_accuracy[history.best_epoch],
+        "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        "seconds": time.perf_counter() - began,
+    }
+
+
+@torch.no_grad()
+def describe_layers(model: nn.Module, original: nn.Module | None = None) -> dict[str, Any]:
+    """Gates and mean bond entropies of the tensor layers, by name."""
+    gates: dict[str, Any] = {}
+    entropies: dict[str, Any] = {}
+    for name, layer in model.named_children():
+        before = None if original is None else original._modules.get(name)
+        if isinstance(layer, MPOLinear):
+            entropies[name] = {"layer": _mean_entropy(layer.mpo), "bonds": list(layer.mpo.bond_dims)}
+        if isinstance(layer, DisentangledLinear):
+            gates[name] = {
+                "cnots": [layer.input_circuit.cnot_count, layer.output_circuit.cnot_count],
+                "transpiled": [_transpiled(layer.input_circuit), _transpiled(layer.output_circuit)],
+            }
+            if layer.is_linear:
+                core = layer.core
+                entropies[name] = {
+                    "layer": float(dense_entropies(layer.weight.double(), core.out_dims, core.in_dims).mean()),
+                    "core": _mean_entropy(core),
+                    "bonds": list(core.bond_dims),
+                    "largest": _mean_largest(core),
+                }
+                if isinstance(before, MPOLinear):
+                    entropies[name]["original"] = _mean_entropy(before.mpo)
+                    entropies[name]["original_largest"] = _mean_largest(before.mpo)
+    return {"gates": gates, "entropies": entropies}
+
+
+def _mean_entropy(mpo: MPO) -> float:
+    return float(mpo.detach().to(torch.float64).entropies().mean()) if len(mpo.cores) > 1 else 0.0
+
+
+def _mean_largest(mpo: MPO) -> float:
+    """Mean over the bonds of the largest entropy that each allows, Eq. (6)."""
+    return statistics.fmean(math.log(bond) for bond in mpo.bond_dims) if mpo.bond_dims else 0.0
+
+
+def _transpiled(circuit: Circuit) -> int:
+    """Two-qubit gates of all segments on the paper's device; wires that are no qubits have none."""
+    if not circuit.ansatz.layers:
+        return 0
+    return sum(
+        count_gates(segment)["transpiled"]["two_qubit"] for segment in circuit.segments() if segment.ansatz.layers
+    )
+
+
+def make_rows(study: Study, request: Request, results: Mapping[str, Any]) -> list[Row]:
+    """The rows of the table; those of hybrids have gates and entropies beside."""
+    rows = []
+    for name, found in study.results(request, results).items():
+        line = study.line(name)
+        rows.append(
+            make_row(
+                name,
+                line.kind,
+                [each["accuracy"] for each in found],
+                seeds=range(request.seeds),
+                parameters=max(each["parameters"] for each in found),
+                paper={"parameters": line.paper[0], "value": line.paper[1]},
+                description=line.text,
+                start=line.start,
+                validation=[each["validation"] for each in found],
+                before=[each.get("before") for each in found],
+                cnots=_total(found, "cnots"),
+                transpiled=_total(found, "transpiled"),
+                entropies=[each["entropies"] for each in found],
+                seconds=[each["seconds"] for each in found],
+            )
+        )
+    return rows
+
+
+def _total(found: Sequence[Mapping[str, Any]], key: str) -> list[int] | None:
+    """Of all circuits of a network, one a seed."""
+    totals = [sum(sum(layer[key]) for layer in each["gates"].values()) for each in found]
+    return totals if any(each["gates"] for each in found) else None
+
+
+def main_section(rows: Sequence[Row], heading: str, note: str = "") -> Section:
+    """The table for people."""
+    cells = []
+    for row in rows:
+        printed, value = row["paper"]["parameters"], row["paper"]["value"]
+        cells.append(
+            (
+                row["name"],
+                f"{row['parameters']:,}",
+                "-" if printed is None else f"{printed:,}",
+                "-" if row["cnots"] is None else f"{statistics.fmean(row['cnots']):,.0f}",
+                "-" if row["transpiled"] is None else f"{statistics.fmean(row['transpiled']):,.0f}",
+                with_spread([100 * value for value in row["validation"]], 2),
+                with_spread([100 * value for value in row["values"]], 2),
+                "-" if value is None else f"{100 * value:.2f}",
+            )
+        )
+    columns = (
+        "network",
+        "parameters",
+        "paper's",
+        "CNOTs as built",
+        "two-qubit gates, FakeMontreal",
+        "validation %",
+        "test %",
+        "paper %",
+    )
+    return Section(columns, tuple(cells), heading=heading, note=note, details=tuple(row["description"] for row in rows))
+
+
+def entropy_section(rows: Sequence[Row]) -> Section:
+    """Mean bond entropies of the original's layers, of O C I and of the cores."""
+    cells = []
+    for row in rows:
+        for layer in sorted({name for each in row["entropies"] for name in each}):
+            found = [each[layer] for each in row["entropies"] if "core" in each.get(layer, {})]
+            if found and "original" in found[0]:
+                cells.append(
+                    (
+                        f"{row['name']}, {layer}",
+                        *(
+                            with_spread([each[key] for each in found], 2)
+                            for key in ("original", "original_largest", "layer", "core", "largest")
+                        ),
+                    )
+                )
+    return Section(
+        ("layer", "original M", "its bonds' maximum", "O C I", "core C", "its bonds' maximum"),
+        tuple(cells),
+        heading="Are they disentanglers? Mean entropy of a bond, in nats",
+        note="If circuits disentangle, O C I is entangled like the original, and the core less.",
+    )

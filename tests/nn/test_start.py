@@ -1,0 +1,79 @@
+"""A declared network that starts from a trained one: the same function where nothing is given up."""
+
+import pytest
+import torch
+from torch import nn
+
+from unbraid.ground.errors import InvalidInputError
+from unbraid.nn import Architecture, DisentangledLinear, MPOLinear, TensorLayer, start_from
+
+Q = (2,)
+
+
+def declared(bond, **circuits):
+    return Architecture(
+        (
+            TensorLayer(Q * 4, Q * 3, bond, **circuits),
+            TensorLayer(Q * 3, (2, 3), 2, norm=False, relu=False),
+        )
+    )
+
+
+@pytest.fixture
+def trained():
+    model = declared(4).build(1, dtype=torch.float64)
+    model(torch.randn(100, 16, dtype=torch.float64))  # moves the running statistics
+    return model.eval()
+
+
+def test_what_needs_no_change_is_taken_over(trained):
+    started = start_from(trained, declared(4)).eval()
+    x = torch.randn(5, 16, dtype=torch.float64)
+    torch.testing.assert_close(started(x), trained(x))
+    started.layer1.cores[0].data.zero_()
+    assert bool(trained.layer1.cores[0].any())
+
+
+def test_full_bonds_around_circuits_keep_the_function(trained):
+    results = {}
+    started = start_from(
+        trained, declared(8, input_circuit="2b+1b", output_circuit="1b"), results=results, max_sweeps=50
+    ).eval()
+    assert isinstance(started.layer1, DisentangledLinear)
+    assert results["layer1"].overlap == pytest.approx(1)
+    x = torch.randn(5, 16, dtype=torch.float64)
+    torch.testing.assert_close(started(x), trained(x), atol=1e-6, rtol=1e-6)
+
+
+def test_circuits_help_and_counts_are_those_of_the_declaration(trained):
+    overlaps = []
+    for text in ("", "2b+2b"):
+        results = {}
+        architecture = declared(1, input_circuit=text, output_circuit=text)
+        started = start_from(trained, architecture, results=results, max_sweeps=100)
+        assert sum(parameter.numel() for parameter in started.parameters()) == architecture.num_parameters
+        overlaps.append(results["layer1"].overlap)
+    assert overlaps[0] < overlaps[1]
+    assert isinstance(start_from(trained, declared(1)).layer1, MPOLinear)
+
+
+def test_circuits_with_nonlinearities_start_near_the_identity(trained):
+    started = start_from(trained, declared(1, input_circuit="1b | relu | 1b"))
+    plain = start_from(trained, declared(1))
+    for one, other in zip(started.layer1.cores, plain.layer1.cores, strict=True):
+        torch.testing.assert_close(one, other)
+    assert max(float(p.detach().abs().max()) for p in started.layer1.input_circuit.parameters()) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (declared(2).build()[:2], "modules layer1, norm1; expected"),
+        (nn.Sequential(), "no parameters"),
+        (Architecture((TensorLayer((4, 4), Q * 3, 2), declared(2).layers[1])).build(), "another declaration"),
+        (declared(2, input_circuit="1b").build(), "must be an MPOLinear"),
+    ],
+)
+def test_a_model_of_another_declaration_is_refused(model, message):
+    with pytest.raises(InvalidInputError, match=message):
+        start_from(model, declared(1))
