@@ -79,7 +79,7 @@ def run_way(request: Request, init: str, between: str, depth: int, seed: int) ->
 
 
 def gradient_norms(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
-    """Root mean square of the derivative of the loss by an angle: of all, of those next to the core, of the outermost."""
+    """Root mean squares of the derivatives of the loss: by all angles, by those next to the core, by the outermost."""
     model.train()
     model.zero_grad()
     cross_entropy(model(x), y).backward()

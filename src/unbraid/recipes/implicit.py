@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -378,3 +379,37 @@ def entropy_section(rows: Sequence[Row]) -> Section:
         heading="Are they disentanglers? Mean entropy of a bond, in nats",
         note="If circuits disentangle, O C I is entangled like the original, and the core less.",
     )
+
+
+def plot(path: Path, rows: Sequence[Row]) -> None:
+    """Accuracies as NAME.png, and entropies as NAME-entropies.png."""
+    from unbraid.report.plots import plot_rows, save_png
+
+    save_png(path, lambda ax: plot_rows(rows, ax=ax))
+    save_png(path.with_name(f"{path.stem}-entropies.png"), lambda ax: _draw_entropies(rows, ax))
+
+
+def _draw_entropies(rows: Sequence[Row], ax: Any) -> Any:
+    from unbraid.report.plots import BLUE, GREY, SKY, VERMILION
+
+    found = [
+        (f"{row['name']}, {layer}", [each[layer] for each in row["entropies"]])
+        for row in rows
+        if row["kind"] == "hybrid"
+        for layer in sorted(row["entropies"][0])
+        if "original" in row["entropies"][0][layer]
+    ]
+    kinds = (
+        ("original_largest", "|", GREY, "maximum of the original's bonds"),
+        ("original", "D", VERMILION, "original M"),
+        ("layer", "o", BLUE, "O C I"),
+        ("core", "s", SKY, "core C"),
+    )
+    for key, marker, color, label in kinds:
+        values = [statistics.fmean(each[key] for each in layers) for _, layers in found]
+        ax.plot(values, range(len(values)), marker, color=color, label=label, linestyle="none", markersize=6)
+    ax.set_ylim(len(found) - 0.5, -0.5)
+    ax.set_yticks(range(len(found)), [name for name, _ in found], fontsize=7)
+    ax.set_xlabel("mean entropy of a bond (nats)")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return ax

@@ -10,7 +10,6 @@ import statistics
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -29,6 +28,7 @@ from unbraid.recipes.implicit import (
     entropy_section,
     main_section,
     make_rows,
+    plot,
     train_line,
     train_original,
 )
@@ -299,12 +299,6 @@ def _quantum_sections(rows: Sequence[Row], settings: Settings) -> list[Section]:
     ]
 
 
-def _plot(path: Path, rows: Sequence[Row]) -> None:
-    from unbraid.report.plots import plot_rows, save_png
-
-    save_png(path, lambda ax: plot_rows(rows, ax=ax))
-
-
 RECIPE = Recipe(
     settings=Settings(),
     quick=QUICK,
@@ -313,7 +307,7 @@ RECIPE = Recipe(
     data=lambda request, seed: _data(request, seed, STUDY.size),
     tasks=_tasks,
     assemble=_assemble,
-    plot=_plot,
+    plot=plot,
 )
 
 CIRCUITS = make_recipe(STUDY, "Table 4", "Table 3")
