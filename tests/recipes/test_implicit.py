@@ -13,7 +13,7 @@ from unbraid.recipes.implicit import Line, Study, Training, start_line
 from unbraid.recipes.reproduce import reproduce
 
 ROW = {"name", "kind", "parameters", "mean", "std", "seeds", "values", "paper"}
-TINY = Training(epochs=1, healing=1, batch_size=100, sweeps=5)
+TINY = Training(epochs=1, healing=1, batch_size=100, healing_batch_size=100, sweeps=5)
 
 
 @pytest.mark.parametrize(

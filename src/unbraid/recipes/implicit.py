@@ -72,15 +72,17 @@ class Training:
         healing: further epochs of whatever starts from it; others are trained for both.
         lr: peak of the original and of what is trained from scratch.
         healing_lr: peak of the healing.
-        batch_size: rows.
+        batch_size: rows, with ``lr``.
+        healing_batch_size: rows, with ``healing_lr``.
         sweeps: of the explicit disentangling, at most.
     """
 
     epochs: int = 40
-    healing: int = 40
+    healing: int = 60
     lr: float = 2e-2
-    healing_lr: float = 2e-2
+    healing_lr: float = 4e-2
     batch_size: int = 256
+    healing_batch_size: int = 512
     sweeps: int = 300
 
 
@@ -127,7 +129,7 @@ def train_original(study: Study, training: Training, data: Dataset, seed: int) -
     architecture = study.lines[0].architecture
     assert architecture is not None
     model = architecture.build(seed)
-    found = _trained(model, data, training, seed, training.epochs, training.lr)
+    found = _train(model, data, training, seed, training.epochs)
     weights = {name: value.tolist() for name, value in model.state_dict().items()}
     return {**found, "weights": weights, **describe_layers(model)}
 
@@ -153,12 +155,11 @@ def train_line(
         The network, and the result, ready for JSON: accuracies, parameters, gates, entropies.
     """
     line = study.line(name)
-    whole = training.epochs + training.healing
     if line.origin is None:
         original = original_from(study, given)
     else:
         original = line.origin.build(seed)
-        _trained(original, data, training, seed, training.epochs, training.lr)
+        _train(original, data, training, seed, training.epochs)
     if line.start in ("longer", "near_identity", "random", "module"):
         if line.module is not None:
             with isolated(seed, "control", name):
@@ -166,11 +167,11 @@ def train_line(
         else:
             assert line.architecture is not None
             model = line.architecture.build(seed, "random" if line.start == "random" else "near_identity")
-        found = _trained(model, data, training, seed, whole, training.lr)
+        found = _train(model, data, training, seed, training.epochs + training.healing)
     else:
         model = start_line(line, original, seed, training.sweeps)
         before = accuracy(model, *data.validation)
-        found = _trained(model, data, training, seed, training.healing, training.healing_lr) | {"before": before}
+        found = _heal(model, data, training, seed) | {"before": before}
     return model, {**found, **describe_layers(model, original)}
 
 
@@ -238,15 +239,36 @@ def _without_gates(mpo: MPO, bond: int) -> MPO:
     return disentangle(mpo, (Ansatz(mpo.out_dims, ()), Ansatz(mpo.in_dims, ())), core_bond=bond).core
 
 
-def _trained(model: nn.Module, data: Dataset, training: Training, seed: int, epochs: int, lr: float) -> dict[str, Any]:
+def _train(model: nn.Module, data: Dataset, training: Training, seed: int, epochs: int) -> dict[str, Any]:
+    return _run(model, data, seed, epochs, training.lr, training.batch_size)
+
+
+def _heal(model: nn.Module, data: Dataset, training: Training, seed: int) -> dict[str, Any]:
+    return _run(model, data, seed, training.healing, training.healing_lr, training.healing_batch_size)
+
+
+def _run(model: nn.Module, data: Dataset, seed: int, epochs: int, lr: float, batch_size: int) -> dict[str, Any]:
     began = time.perf_counter()
-    history = heal(model, data.train, data.validation, epochs=epochs, lr=lr, batch_size=training.batch_size, seed=seed)
+    history = heal(model, data.train, data.validation, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed)
     return {
         "accuracy": accuracy(model, *data.test),
         "validation": history.validation_accuracy[history.best_epoch],
         "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "seconds": time.perf_counter() - began,
     }
+
+
+def describe_training(training: Training) -> str:
+    """A few sentences on how lines are trained and counted."""
+    return (
+        f"The original is trained for {training.epochs} epochs (batches of {training.batch_size}, peak of the learning "
+        f"rate {training.lr:g}); hybrids start from it, each layer disentangled explicitly, and are healed for "
+        f"{training.healing} more (batches of {training.healing_batch_size}, peak {training.healing_lr:g}); controls "
+        "from scratch are trained like the original for as many epochs in all. Adam, one cycle, the weights of the "
+        "epoch best on the validation part; circuits and training were chosen on it too. Parameters: no biases, scale "
+        "and shift of batch norms, d (d - 1) / 2 a gate. The paper's numbers are of its own, unknown architecture and "
+        "training."
+    )
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from unbraid.recipes.implicit import (
     Line,
     Study,
     Training,
+    describe_training,
     entropy_section,
     main_section,
     make_rows,
@@ -197,7 +198,10 @@ class Settings:
 
 
 QUICK = Settings(
-    training=Training(epochs=2, healing=2, batch_size=1024, sweeps=50), shots=(1_000, 10_000), draws=1, aer_images=10
+    training=Training(epochs=2, healing=2, batch_size=1024, healing_batch_size=1024, sweeps=50),
+    shots=(1_000, 10_000),
+    draws=1,
+    aer_images=10,
 )
 
 
@@ -244,23 +248,16 @@ def _tasks(request: Request) -> list[Task]:
 
 
 def _assemble(request: Request, results: Mapping[str, Any]) -> Outcome:
-    training: Training = request.settings.training
     rows = make_rows(STUDY, request, results)
     found = STUDY.results(request, results)
-    seeds = counted(request.seeds, "seed")
     for row in rows:
         if "quantum" in found[row["name"]][0]:
             row["quantum"] = [each["quantum"] for each in found[row["name"]]]
     return Outcome(
         title="Table 3: test accuracy of the networks of Fig. 5 on MNIST",
         note=(
-            f"MNIST padded to 32x32 (other sizes by block means), {seeds}: mean and sample standard deviation. The "
-            f"original is trained for {training.epochs} epochs; hybrids start from it, each layer disentangled "
-            f"explicitly, and are healed for {training.healing} more; controls from scratch are trained for both. "
-            f"Adam, one cycle, batches of {training.batch_size}, peaks {training.lr:g} and {training.healing_lr:g}, "
-            "the weights of the epoch best on the validation part; lines and training were chosen on it too. "
-            "Parameters: no biases, scale and shift of batch norms, d (d - 1) / 2 a gate. The paper's numbers are of "
-            "its own, unknown architecture and training."
+            f"MNIST padded to 32x32 (other sizes by block means), {counted(request.seeds, 'seed')}: mean and sample "
+            f"standard deviation. {describe_training(request.settings.training)}"
         ),
         rows=rows,
         sections=(
