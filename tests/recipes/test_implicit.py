@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unbraid.nn import DisentangledLinear, MPOLinear
-from unbraid.recipes import gradients, implicit, networks, table3, tnn
+from unbraid.recipes import gradients, implicit, mlp, networks, table3, tnn
 from unbraid.recipes import reproduce as module
 from unbraid.recipes.implicit import Line, Study, Training, start_line
 from unbraid.recipes.reproduce import reproduce
@@ -159,3 +159,30 @@ def test_gradient_norms_are_those_of_finite_differences():
                 parameter[k] += 1e-5
                 squares.append(((losses[0] - losses[1]) / 2e-5) ** 2)
     assert norms["all"] == pytest.approx((sum(squares) / len(squares)) ** 0.5, rel=1e-3)
+
+
+def test_mlp_step_by_step(tmp_path, mnist_dir, monkeypatch):
+    settings = mlp.Settings(epochs=2, healing=1, bond=4, core_bond=2, depth=1, sweeps=5, shots=1_000)
+    content, text = run("mlp", tmp_path, mnist_dir, monkeypatch, quick=settings)
+    rows = {row["name"]: row for row in content["rows"]}
+    assert list(rows) == list(mlp.STEPS)
+    dense = 784 * 256 + 256 + 256 * 256 + 256 + 2570
+    assert rows[mlp.DENSE]["parameters"] == dense
+    assert rows[mlp.HEALED]["parameters"] > rows[mlp.FINAL]["parameters"] > rows[mlp.DENSE]["parameters"] / 100
+    assert rows[mlp.FINAL]["cnots"] == [2 * (5 + 4 + 4 + 4)]
+    assert rows[mlp.DENSE]["lost"] == [0]
+    assert content["cost"]["circuits"] == 8
+    assert "points lost" in text
+
+
+def test_the_low_rank_control_is_the_best_of_its_rank():
+    dense = mlp.dense_network(0)
+    model = mlp._low_rank(dense, 30_000)
+    assert 25_000 < sum(parameter.numel() for parameter in model.parameters()) <= 30_000
+    first, second = model.fc1
+    u, s, vh = torch.linalg.svd(dense.fc1.weight.detach())
+    rank = len(first.weight)
+    best = u[:, :rank] * s[:rank] @ vh[:rank]
+    torch.testing.assert_close(second.weight @ first.weight, best, atol=1e-5, rtol=1e-4)
+    x = torch.randn(3, 784)
+    torch.testing.assert_close(model.fc1(x), x @ best.mT + dense.fc1.bias, atol=1e-4, rtol=1e-4)
