@@ -169,7 +169,8 @@ def test_mlp_step_by_step(tmp_path, mnist_dir, monkeypatch):
     dense = 784 * 256 + 256 + 256 * 256 + 256 + 2570
     assert rows[mlp.DENSE]["parameters"] == dense
     assert rows[mlp.HEALED]["parameters"] > rows[mlp.FINAL]["parameters"] > rows[mlp.DENSE]["parameters"] / 100
-    assert rows[mlp.FINAL]["cnots"] == [2 * (5 + 4 + 4 + 4)]
+    fewest, most = 2 * (4 + 3 + 3 + 3), 2 * (5 + 4 + 4 + 4)  # rows of either parity, on 10 and three times 8 wires
+    assert fewest <= rows[mlp.FINAL]["cnots"][0] <= most
     assert rows[mlp.DENSE]["lost"] == [0]
     assert content["cost"]["circuits"] == 8
     assert "points lost" in text

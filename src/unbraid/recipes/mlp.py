@@ -208,8 +208,8 @@ def _assemble(request: Request, results: Mapping[str, Any]) -> Outcome:
             "hyperparameters were chosen on the validation part. Healing distils from the dense network, "
             f"{settings.healing} epochs each. Overlaps of the explicit disentangling: {told}. One image takes "
             f"{circuits} circuits, {shots:,} shots and {gates:,} two-qubit gates as built, state preparation included; "
-            f"the network's circuits alone have {found[0]['cnots']:,} CNOTs as built, {transpiled:,.0f} two-qubit gates on "
-            "FakeMontreal."
+            f"the network's circuits alone have {found[0]['cnots']:,} CNOTs as built, {transpiled:,.0f} two-qubit gates "
+            "on FakeMontreal."
         ),
         rows=rows,
         sections=(_table(rows),),
