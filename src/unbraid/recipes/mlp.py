@@ -53,12 +53,12 @@ class Settings:
     epochs: int = 15
     lr: float = 2e-3
     batch_size: int = 128
-    healing: int = 15
+    healing: int = 20
     healing_lr: float = 4e-3
     healing_batch_size: int = 256
     bond: int = 16
     core_bond: int = 8
-    depth: int = 2
+    depth: int = 3
     sweeps: int = 100
     shots: int = 30_000
 
@@ -208,8 +208,8 @@ def _assemble(request: Request, results: Mapping[str, Any]) -> Outcome:
             "hyperparameters were chosen on the validation part. Healing distils from the dense network, "
             f"{settings.healing} epochs each. Overlaps of the explicit disentangling: {told}. One image takes "
             f"{circuits} circuits, {shots:,} shots and {gates:,} two-qubit gates as built, state preparation included; "
-            f"the network's circuits alone have {found[0]['cnots']:,} CNOTs as built, {transpiled:,.0f} two-qubit gates "
-            "on FakeMontreal."
+            f"the network's circuits alone have {found[0]['cnots']:,} CNOTs as built, {transpiled:,.0f} two-qubit "
+            "gates on FakeMontreal."
         ),
         rows=rows,
         sections=(_table(rows),),
