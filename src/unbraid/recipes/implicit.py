@@ -42,9 +42,9 @@ class Line:
         architecture: the declaration; None for a module.
         start: "original" and "longer": from random cores, for the epochs of the original alone or of both trainings;
             "explicit": from the trained original, see :func:`unbraid.nn.start_from`; "near_identity" and "random": from
-            random cores, and gates near the identity or Haar-random; "frozen": from the trained original, around
-            Haar-random gates that are not trained; "shuffled": likewise, around random permutations instead of
-            circuits; "module": ``module``, from its own start.
+            random cores and gates near the identity or Haar-random, for the epochs of both; "frozen": from the trained
+            original, around Haar-random gates that are not trained; "shuffled": likewise, around random permutations
+            instead of circuits; "module": ``module``, from its own start.
         text: what it is, for people.
         paper: its number of parameters and its accuracy, a fraction.
         module: makes a control that is no tensor network from a seed.
@@ -70,8 +70,8 @@ class Training:
     Attributes:
         epochs: of the original.
         healing: further epochs of whatever starts from it; others are trained for both.
-        lr: peak of the original and of what is trained from scratch.
-        healing_lr: peak of the healing.
+        lr: peak of the original and of controls without circuits that are trained from scratch.
+        healing_lr: peak of the healing, and of circuits that are trained from scratch.
         batch_size: rows, with ``lr``.
         healing_batch_size: rows, with ``healing_lr``.
         sweeps: of the explicit disentangling, at most.
@@ -160,18 +160,22 @@ def train_line(
     else:
         original = line.origin.build(seed)
         _train(original, data, training, seed, training.epochs)
-    if line.start in ("longer", "near_identity", "random", "module"):
+    if line.start in ("original", "longer", "near_identity", "random", "module"):
         if line.module is not None:
             with isolated(seed, "control", name):
                 model = line.module()
         else:
             assert line.architecture is not None
             model = line.architecture.build(seed, "random" if line.start == "random" else "near_identity")
-        found = _train(model, data, training, seed, training.epochs + training.healing)
+        if line.start in ("near_identity", "random"):
+            found = _heal(model, data, training, seed, training.epochs + training.healing)
+        else:
+            epochs = training.epochs + (0 if line.start == "original" else training.healing)
+            found = _train(model, data, training, seed, epochs)
     else:
         model = start_line(line, original, seed, training.sweeps)
         before = accuracy(model, *data.validation)
-        found = _heal(model, data, training, seed) | {"before": before}
+        found = _heal(model, data, training, seed, training.healing) | {"before": before}
     return model, {**found, **describe_layers(model, original)}
 
 
@@ -243,8 +247,8 @@ def _train(model: nn.Module, data: Dataset, training: Training, seed: int, epoch
     return _run(model, data, seed, epochs, training.lr, training.batch_size)
 
 
-def _heal(model: nn.Module, data: Dataset, training: Training, seed: int) -> dict[str, Any]:
-    return _run(model, data, seed, training.healing, training.healing_lr, training.healing_batch_size)
+def _heal(model: nn.Module, data: Dataset, training: Training, seed: int, epochs: int) -> dict[str, Any]:
+    return _run(model, data, seed, epochs, training.healing_lr, training.healing_batch_size)
 
 
 def _run(model: nn.Module, data: Dataset, seed: int, epochs: int, lr: float, batch_size: int) -> dict[str, Any]:
@@ -264,10 +268,10 @@ def describe_training(training: Training) -> str:
         f"The original is trained for {training.epochs} epochs (batches of {training.batch_size}, peak of the learning "
         f"rate {training.lr:g}); hybrids start from it, each layer disentangled explicitly, and are healed for "
         f"{training.healing} more (batches of {training.healing_batch_size}, peak {training.healing_lr:g}); controls "
-        "from scratch are trained like the original for as many epochs in all. Adam, one cycle, the weights of the "
-        "epoch best on the validation part; circuits and training were chosen on it too. Parameters: no biases, scale "
-        "and shift of batch norms, d (d - 1) / 2 a gate. The paper's numbers are of its own, unknown architecture and "
-        "training."
+        "from scratch are trained for as many epochs in all, those with circuits like a healing and others like the "
+        "original. Adam, one cycle, the weights of the epoch best on the validation part; circuits and training were "
+        "chosen on it too. Parameters: no biases, scale and shift of batch norms, d (d - 1) / 2 a gate. The paper's "
+        "numbers are of its own, unknown architecture and training."
     )
 
 

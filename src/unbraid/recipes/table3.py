@@ -90,6 +90,8 @@ def _ours(rows: dict[int, tuple[str, str]]) -> Architecture:
     return fig5_b(1, last_bond=2).with_circuits(rows)
 
 
+_MOST = {2: ("3*(cnot+2b@even)", "cnot+2b"), 3: ("2*(cnot+2b@even)", "2*(cnot+2b)")}
+
 STUDY = Study(
     "mnist",
     32,
@@ -104,14 +106,14 @@ STUDY = Study(
         Line(
             OURS_SMALL,
             "hybrid",
-            _ours({2: ("3*(cnot+1b)", ""), 3: ("2*(cnot+1b)", "")}),
+            _ours({2: ("5*(cnot+1b)", "")}),
             "explicit",
-            "rows of CNOTs and rotations before layers 2 and 3, layer 4 keeps its bond",
+            "rows of CNOTs and rotations before layer 2, layer 4 keeps its bond",
         ),
         Line(
             OURS,
             "hybrid",
-            _ours({2: ("3*(cnot+2b@even)", "cnot+2b"), 3: ("2*(cnot+2b)", "2*(cnot+2b)")}),
+            _ours(_MOST),
             "explicit",
             "rows of CNOTs and SO(4) around layers 2 and 3, layer 4 keeps its bond",
         ),
@@ -119,7 +121,7 @@ STUDY = Study(
         Line(
             DESIGN_CIRCUITS,
             "hybrid",
-            own_design(1, "2*(cnot+1b)", "4*(cnot+1b)"),
+            own_design(1, "3*(cnot+1b)", "6*(cnot+1b)"),
             "explicit",
             "the same at bond 1 with rows of CNOTs and rotations, from the network above",
             size=16,
@@ -144,25 +146,25 @@ STUDY = Study(
         Line(
             "circuits frozen at random",
             "control",
-            _ours({2: ("3*(cnot+2b@even)", "cnot+2b"), 3: ("2*(cnot+2b)", "2*(cnot+2b)")}),
+            _ours(_MOST),
             "frozen",
             f"'{OURS}' around Haar-random gates that are not trained",
         ),
         Line(
             "gates near the identity, from scratch",
             "control",
-            _ours({2: ("3*(cnot+2b@even)", "cnot+2b"), 3: ("2*(cnot+2b)", "2*(cnot+2b)")}),
+            _ours(_MOST),
             "near_identity",
             f"'{OURS}' without the trained original",
         ),
         Line(
             "gates at random, from scratch",
             "control",
-            _ours({2: ("3*(cnot+2b@even)", "cnot+2b"), 3: ("2*(cnot+2b)", "2*(cnot+2b)")}),
+            _ours(_MOST),
             "random",
             f"'{OURS}' without the trained original, Haar-random gates",
         ),
-        Line("candidate A", "control", fig5_a(), "longer", "the other candidate of Fig. 5, bonds of 2", size=28),
+        Line("candidate A", "control", fig5_a(), "original", "the other candidate of Fig. 5, bonds of 2", size=28),
         Line(
             "candidate A, disentangled, no gates",
             "control",
