@@ -12,7 +12,20 @@ from unbraid.ground.errors import FileFormatError, InvalidInputError, require_ch
 from unbraid.ground.files import make_directory, problem_hash, read_json, write_json, write_text
 from unbraid.ground.manifest import build_manifest, versions
 from unbraid.ground.parallel import fan_out, one_thread
-from unbraid.recipes import digits, execution, fig4, gradients, mlp, routes, table1, table2, table3, table5, trainings
+from unbraid.recipes import (
+    digits,
+    execution,
+    fig4,
+    geometry,
+    gradients,
+    mlp,
+    routes,
+    table1,
+    table2,
+    table3,
+    table5,
+    trainings,
+)
 from unbraid.recipes.recipe import Outcome, Recipe, Request, Section, Task
 
 RECIPES: dict[str, Recipe] = {
@@ -24,6 +37,7 @@ RECIPES: dict[str, Recipe] = {
     "table5": table5.RECIPE,
     "table6": table5.CIRCUITS,
     "fig4": fig4.RECIPE,
+    "geometry": geometry.RECIPE,
     "gradients": gradients.RECIPE,
     "mlp": mlp.RECIPE,
     "routes": routes.RECIPE,
