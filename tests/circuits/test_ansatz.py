@@ -207,3 +207,12 @@ def test_impossible_ansaetze_are_refused():
         Ansatz((2, 2), ((Gate("so", (0,)),),), joints=((0, "relu"),))
     with pytest.raises(InvalidInputError, match="depth must be"):
         scaffold(3, -1)
+
+
+def test_frozen_gates_stand_on_qubits_only():
+    ansatz = parse_ansatz("cnot+1b", (2, 4, 3, 2))
+    assert [gate.wires for gate in ansatz.layers[0]] == [(0, 1)]
+    assert len(ansatz.layers[1]) == 4  # trainable gates on every wire
+    assert parse_ansatz("cnot", (2, 1)).layers == ((),)  # a missing leg
+    with pytest.raises(InvalidInputError, match=r"character 4, cnot needs wires of qubits .* side by side in \(2, 3\)"):
+        parse_ansatz("1b+cnot", (2, 3))

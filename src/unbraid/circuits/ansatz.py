@@ -178,7 +178,8 @@ def parse_ansatz(text: str, wires: int | Sequence[int]) -> Ansatz:
     ``@odd`` or ``@even`` pins one (``cnot@odd``). ``5*(cnot+1b)`` repeats. ``| relu |`` and ``| bn+relu |`` stand
     between segments. An empty text is no circuit.
 
-    Fixed gates that would touch a wire of dimension 1 are left out.
+    Fixed gates stand on qubits: those that would touch a wire of dimension 1, 3, 5 or another that is no power of two
+    are left out.
 
     Args:
         text: such as ``"1b+cnot+1b+5*(cnot)"``.
@@ -279,7 +280,13 @@ class _Parser:
             self.parity = {"odd": 1, "even": 0}.get(row, 1 - self.parity)
         elif row:
             raise self.error(position, "a one-body row has no parity")
-        return _row(self.dims, "so" if trainable else name, body, self.parity if body > 1 else 0)
+        row_of_gates = _row(self.dims, "so" if trainable else name, body, self.parity if body > 1 else 0)
+        if not row_of_gates and not all(_is_qubits(dim) or dim == 1 for dim in self.dims):
+            raise self.error(
+                position,
+                f"{name} needs wires of qubits (dimensions 2, 4, 8, ...), which are not side by side in {self.dims}",
+            )
+        return row_of_gates
 
     def peek(self) -> str | None:
         return self.tokens[self.cursor][1] if self.cursor < len(self.tokens) else None
@@ -303,8 +310,14 @@ def _row(dims: tuple[int, ...], name: str, body: int, parity: int) -> Layer:
     return tuple(
         gate
         for gate in gates
-        if (prod(dims[w] for w in gate.wires) > 1 if gate.is_trainable else all(dims[w] > 1 for w in gate.wires))
+        if (
+            prod(dims[w] for w in gate.wires) > 1 if gate.is_trainable else all(_is_qubits(dims[w]) for w in gate.wires)
+        )
     )
+
+
+def _is_qubits(dim: int) -> bool:
+    return dim > 1 and dim & (dim - 1) == 0
 
 
 def _wire_dims(wires: int | Sequence[int]) -> tuple[int, ...]:
