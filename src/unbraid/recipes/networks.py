@@ -93,10 +93,10 @@ TABLE4: dict[str, Circuits] = {
     },
 }
 
-# Table 6 on the candidate of Fig. 6, likewise, where its legs have a place: behind layer 4 no two qubits are neighbours,
-# and before layer 1 a second row of CNOTs would touch the leg of the three colours. Of the counts the
-# paper prints three digits: 24.2k, 24.2k, 25.5k, 24.3k and 25.3k. Gates alone give 24,206 and 24,286 in the two rows
-# with one-body gates; batch norms with ReLU inside of the circuits, which the text mentions, give 25,486 and 25,310.
+# Table 6 on the candidate of Fig. 6, likewise, where its legs have a place: behind layer 4 no two qubits are
+# neighbours, and before layer 1 a second row of CNOTs would touch the leg of the three colours. Of the counts the paper
+# prints three digits: 24.2k, 24.2k, 25.5k, 24.3k and 25.3k. Gates alone give 24,206 and 24,286 in the two rows with
+# one-body gates; batch norms with ReLU inside of the circuits, which the text mentions, give 25,486 and 25,310.
 TABLE6: dict[str, Circuits] = {
     "only CNOTs": {
         1: ("cnot", "cnot"),
