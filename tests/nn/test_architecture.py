@@ -137,3 +137,9 @@ def test_the_table_reads_well():
 def test_what_cannot_be_is_refused(make, message):
     with pytest.raises(InvalidInputError, match=f"(?s){message}"):
         make()
+
+
+@pytest.mark.parametrize("options", [{"init": "haar"}, {"parametrization": "euler"}])
+def test_unknown_names_are_refused_without_circuits_too(options):
+    with pytest.raises(InvalidInputError, match="must be one of"):
+        fig3().build(**options)

@@ -77,3 +77,10 @@ def test_circuits_with_nonlinearities_start_near_the_identity(trained):
 def test_a_model_of_another_declaration_is_refused(model, message):
     with pytest.raises(InvalidInputError, match=message):
         start_from(model, declared(1))
+
+
+def test_a_layer_that_cannot_be_disentangled_is_named():
+    model = declared(2).build()
+    model.layer1.cores[0].data.fill_(float("nan"))
+    with pytest.raises(InvalidInputError, match="layer1: This MPO is not finite"):
+        start_from(model, declared(1, input_circuit="1b"))

@@ -25,8 +25,9 @@ import torch
 from torch import nn
 
 from unbraid.circuits import Ansatz, Circuit, parse_ansatz
-from unbraid.circuits.gates import num_generators
-from unbraid.ground.errors import InvalidInputError
+from unbraid.circuits.circuit import INITS
+from unbraid.circuits.gates import PARAMETRIZATIONS, num_generators
+from unbraid.ground.errors import InvalidInputError, require_choice
 from unbraid.ground.random import stream_seed
 from unbraid.nn.layers import DisentangledLinear, MPOLinear
 from unbraid.tensors import MPO
@@ -212,7 +213,12 @@ class Architecture:
 
         Returns:
             Modules "layer1", "norm1", "relu1", "layer2", ...
+
+        Raises:
+            InvalidInputError: if ``init`` or ``parametrization`` is unknown.
         """
+        require_choice(init, INITS, "init")
+        require_choice(parametrization, PARAMETRIZATIONS, "parametrization")
         modules: OrderedDict[str, nn.Module] = OrderedDict()
         for number, layer in enumerate(self.layers, 1):
             modules[f"layer{number}"] = layer.build(stream_seed(seed, "layer", number), init, dtype, parametrization)

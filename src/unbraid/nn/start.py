@@ -43,7 +43,7 @@ def start_from(
         A network with the modules of ``architecture.build()``.
 
     Raises:
-        InvalidInputError: if ``model`` is not of such a declaration.
+        InvalidInputError: if ``model`` is not of such a declaration, or a layer is zero or not finite; naming the layer.
 
     Source:
         The explicit method (Sec. III) as the start of the implicit one (Sec. V) of "Classical Neural Networks on
@@ -85,7 +85,10 @@ def _start(
     linear = not (inward.joints or output.joints)
     pair = (output, inward) if linear else (Ansatz(output.wire_dims, ()), Ansatz(inward.wire_dims, ()))
     bond = min(layer.bond, max(operator.bond_dims, default=1))
-    result = disentangle(operator, pair, core_bond=bond, seed=stream_seed(seed, "start", name), **options)
+    try:
+        result = disentangle(operator, pair, core_bond=bond, seed=stream_seed(seed, "start", name), **options)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{name}: {error}") from error
     if results is not None:
         results[name] = result
     if not layer.has_circuits:
