@@ -43,7 +43,7 @@ def start_from(
         A network with the modules of ``architecture.build()``.
 
     Raises:
-        InvalidInputError: if ``model`` is not of such a declaration, or a layer is zero or not finite; naming the layer.
+        InvalidInputError: if ``model`` is not of such a declaration, or a layer (named) is zero or not finite.
 
     Source:
         The explicit method (Sec. III) as the start of the implicit one (Sec. V) of "Classical Neural Networks on
