@@ -42,6 +42,16 @@ def test_circuit_to_qiskit(tmp_path):
     assert "differs" not in output
 
 
+def test_declared_network(tmp_path):
+    output = run("declared_network.py", tmp_path)
+    counts = [int(number) for number in re.findall(r": (\d+) parameters", output)]
+    assert counts == [848, 816]
+    before, healed = re.search(r"([\d.]+)% \(([\d.]+)% before healing\)", output).groups()[::-1]
+    assert float(before) < float(healed)
+    assert float(healed) > 90
+    assert re.search(r"total +816$", output, re.M)
+
+
 def test_every_example_is_tested():
     tested = Path(__file__).read_text(encoding="utf-8")
     assert all(f'run("{path.name}"' in tested for path in EXAMPLES.glob("*.py"))
