@@ -35,7 +35,7 @@ def make_recipe(study: Study, name: str, table: str) -> Recipe:
         name: of the table, for its title.
         table: of the accuracies of the same networks.
     """
-    lines = [line for line in study.lines if line.kind == "hybrid" and _has_circuits(line)]
+    lines = [line for line in study.lines if line.kind == "hybrid" and _has_circuits(line) and line.noise_shots is None]
 
     def tasks(request: Request) -> list[Task]:
         return [

@@ -11,6 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from unbraid.circuits import Ansatz, Circuit
 from unbraid.disentangling import disentangle
 from unbraid.ground.random import isolated, stream, stream_seed
 from unbraid.nn import Architecture, DisentangledLinear, MPOLinear, accuracy, heal, start_from
-from unbraid.quantum import count_gates
+from unbraid.quantum import count_gates, shot_noise
 from unbraid.recipes.datasets import Dataset
 from unbraid.recipes.recipe import Request, Row, Section, Task, make_row, with_spread
 from unbraid.tensors import MPO
@@ -50,6 +51,7 @@ class Line:
         module: makes a control that is no tensor network from a seed.
         size: side of the images, if not that of the table.
         origin: what "explicit" starts from, if not the original of the table; it is trained for as many epochs.
+        noise_shots: heal with the noise of readouts of so many shots.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Line:
     module: Callable[[], nn.Module] | None = None
     size: int | None = None
     origin: Architecture | None = None
+    noise_shots: int | None = None
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,8 @@ def train_line(
     else:
         model = start_line(line, original, seed, training.sweeps)
         before = accuracy(model, *data.validation)
-        found = _heal(model, data, training, seed, training.healing) | {"before": before}
+        with nullcontext() if line.noise_shots is None else shot_noise(model, line.noise_shots):
+            found = _heal(model, data, training, seed, training.healing) | {"before": before}
     return model, {**found, **describe_layers(model, original)}
 
 
