@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from unbraid.nn.surgery import replace_modules
 from unbraid.quantum import TorchExecutor, to_quantum
 from unbraid.recipes.datasets import Dataset, load_dataset
 from unbraid.recipes.pipeline import SHOTS, TARGET, Networks, Settings, build_networks
-from unbraid.recipes.recipe import Outcome, Recipe, Request, Row, Section, Task, make_row
+from unbraid.recipes.recipe import Outcome, Recipe, Request, Section, Task, make_row, plot_accuracies
 from unbraid.tensors import MPO
 
 # name, kind, what it is
@@ -166,12 +165,6 @@ def _assemble(request: Request, results: Mapping[str, Any]) -> Outcome:
     )
 
 
-def _plot(path: Path, rows: Sequence[Row]) -> None:
-    from unbraid.report.plots import plot_rows, save_png
-
-    save_png(path, lambda ax: plot_rows(rows, ax=ax))
-
-
 RECIPE = Recipe(
     settings=Settings(),
     quick=Settings(),
@@ -180,5 +173,5 @@ RECIPE = Recipe(
     data=_data,
     tasks=_tasks,
     assemble=_assemble,
-    plot=_plot,
+    plot=plot_accuracies,
 )

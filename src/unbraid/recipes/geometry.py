@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from unbraid.circuits import Ansatz, parse_ansatz, search_geometry
@@ -23,6 +22,7 @@ from unbraid.disentangling import disentangle, search_placement
 from unbraid.ground.random import stream_seed
 from unbraid.nn import DisentangledLinear, MPOLinear, accuracy, heal
 from unbraid.recipes.datasets import Dataset
+from unbraid.recipes.implicit import weights_of, with_weights
 from unbraid.recipes.recipe import Outcome, Recipe, Request, Row, Section, Task, counted, make_row, with_spread
 from unbraid.recipes.table3 import own_design
 from unbraid.tensors import MPO
@@ -82,15 +82,14 @@ def run_original(request: Request, seed: int) -> dict[str, Any]:
         batch_size=settings.batch_size,
         seed=seed,
     )
-    weights = {name: value.tolist() for name, value in model.state_dict().items()}
-    return {"accuracy": accuracy(model, *data.test), "weights": weights}
+    return {"accuracy": accuracy(model, *data.test), "weights": weights_of(model)}
 
 
 def run_way(request: Request, given: Mapping[str, Any], way: str, seed: int) -> dict[str, Any]:
     """Find a placement in one way, and heal it."""
     settings: Settings = request.settings
     data = _data(request, seed)
-    model = _original(given)
+    model = with_weights(own_design(), given["weights"])
     operator = _qubits(model)
     scores: list[float] = []
     if way in (RANDOM, EVOLVED, ALONE):
@@ -149,15 +148,6 @@ def _rows(wires: int, cnots: int) -> Ansatz:
     layers = list(ansatz.layers)
     layers[-2] = layers[-2][: len(layers[-2]) - surplus]
     return Ansatz(ansatz.wire_dims, tuple(layers))
-
-
-def _original(given: Mapping[str, Any]) -> nn.Sequential:
-    model = own_design().build()
-    like = model.state_dict()
-    model.load_state_dict(
-        {name: torch.tensor(value, dtype=like[name].dtype) for name, value in given["weights"].items()}
-    )
-    return model
 
 
 def _qubits(model: nn.Module) -> MPO:

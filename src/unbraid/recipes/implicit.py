@@ -25,7 +25,7 @@ from unbraid.ground.random import isolated, stream, stream_seed
 from unbraid.nn import Architecture, DisentangledLinear, MPOLinear, accuracy, heal, start_from
 from unbraid.quantum import count_gates, shot_noise
 from unbraid.recipes.datasets import Dataset
-from unbraid.recipes.recipe import Request, Row, Section, Task, make_row, with_spread
+from unbraid.recipes.recipe import Request, Row, Section, Task, make_row, plot_accuracies, with_spread
 from unbraid.tensors import MPO
 from unbraid.tensors.entanglement import dense_entropies
 
@@ -107,6 +107,11 @@ class Study:
         """The line of a name."""
         return next(line for line in self.lines if line.name == name)
 
+    def data(self, request: Request, seed: int, name: str | None = None) -> Dataset:
+        """The data of a seed, at the size of a line."""
+        size = None if name is None else self.line(name).size
+        return request.load(self.dataset, seed=seed, size=size or self.size)
+
     def tasks(self, request: Request, run_original: Any, run_line: Any) -> list[Task]:
         """One task a line and seed; those that start from the original wait for it."""
         found = []
@@ -133,19 +138,26 @@ def train_original(study: Study, training: Training, data: Dataset, seed: int) -
     assert architecture is not None
     model = architecture.build(seed)
     found = _train(model, data, training, seed, training.epochs)
-    weights = {name: value.tolist() for name, value in model.state_dict().items()}
-    return {**found, "weights": weights, **describe_layers(model)}
+    return {**found, "weights": weights_of(model), **describe_layers(model)}
 
 
 def original_from(study: Study, given: Mapping[str, Any]) -> nn.Sequential:
     """The network of :func:`train_original`."""
     architecture = study.lines[0].architecture
     assert architecture is not None
+    return with_weights(architecture, given["weights"])
+
+
+def weights_of(model: nn.Module) -> dict[str, Any]:
+    """The state of a model, ready for JSON."""
+    return {name: value.tolist() for name, value in model.state_dict().items()}
+
+
+def with_weights(architecture: Architecture, weights: Mapping[str, Any]) -> nn.Sequential:
+    """The network of a declaration with the state that :func:`weights_of` gave."""
     model = architecture.build()
     like = model.state_dict()
-    model.load_state_dict(
-        {name: torch.tensor(value, dtype=like[name].dtype) for name, value in given["weights"].items()}
-    )
+    model.load_state_dict({name: torch.tensor(value, dtype=like[name].dtype) for name, value in weights.items()})
     return model
 
 
@@ -413,9 +425,9 @@ def entropy_section(rows: Sequence[Row]) -> Section:
 
 def plot(path: Path, rows: Sequence[Row]) -> None:
     """Accuracies as NAME.png, and entropies as NAME-entropies.png."""
-    from unbraid.report.plots import plot_rows, save_png
+    from unbraid.report.plots import save_png
 
-    save_png(path, lambda ax: plot_rows(rows, ax=ax))
+    plot_accuracies(path, rows)
     save_png(path.with_name(f"{path.stem}-entropies.png"), lambda ax: _draw_entropies(rows, ax))
 
 

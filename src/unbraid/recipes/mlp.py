@@ -22,7 +22,19 @@ from unbraid.ground.random import isolated
 from unbraid.nn import accuracy, convert_layers, disentangle_layers, heal, tensorize
 from unbraid.quantum import TorchExecutor, count_gates, estimate_cost, to_quantum
 from unbraid.recipes.datasets import Dataset
-from unbraid.recipes.recipe import Outcome, Recipe, Request, Row, Section, Task, counted, make_row, spread, with_spread
+from unbraid.recipes.recipe import (
+    Outcome,
+    Recipe,
+    Request,
+    Row,
+    Section,
+    Task,
+    counted,
+    make_row,
+    plot_accuracies,
+    spread,
+    with_spread,
+)
 
 TARGETS = ("fc1", "fc2")
 DENSE, TRUNCATED, HEALED = "dense", "operators, not healed", "operators, healed"
@@ -235,9 +247,7 @@ def _table(rows: Sequence[Row]) -> Section:
 
 
 def _plot(path: Path, rows: Sequence[Row]) -> None:
-    from unbraid.report.plots import plot_rows, save_png
-
-    save_png(path, lambda ax: plot_rows([row for row in rows if "not healed" not in row["name"]], ax=ax))
+    plot_accuracies(path, [row for row in rows if "not healed" not in row["name"]])
 
 
 RECIPE = Recipe(

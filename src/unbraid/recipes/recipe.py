@@ -188,3 +188,10 @@ def with_spread(values: Sequence[float], digits: int = 3) -> str:
 def counted(number: int, noun: str) -> str:
     """``1 seed``, ``2 seeds``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def plot_accuracies(path: Path, rows: Sequence[Row]) -> None:
+    """The plot of a recipe whose rows are accuracies of networks."""
+    from unbraid.report.plots import plot_rows, save_png
+
+    save_png(path, lambda ax: plot_rows(rows, ax=ax))

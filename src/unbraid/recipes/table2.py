@@ -30,7 +30,18 @@ from unbraid.ground.random import isolated, stream_seed
 from unbraid.nn import DisentangledLinear, MPOLinear, accuracy, disentangle_layers, heal
 from unbraid.quantum import MPSEncoding, Tomography, TorchExecutor, count_gates, shot_noise, to_quantum
 from unbraid.recipes.datasets import Dataset
-from unbraid.recipes.recipe import Outcome, Recipe, Request, Row, Section, Task, counted, make_row, with_spread
+from unbraid.recipes.recipe import (
+    Outcome,
+    Recipe,
+    Request,
+    Row,
+    Section,
+    Task,
+    counted,
+    make_row,
+    plot_accuracies,
+    with_spread,
+)
 from unbraid.recipes.tnn import Training, load_images, train_tnn
 
 MERGED, AROUND, SMALL, NOISELESS = (
@@ -320,9 +331,7 @@ def _losses(rows: Sequence[Row], settings: Settings) -> Section:
 
 
 def _plot(path: Path, rows: Sequence[Row]) -> None:
-    from unbraid.report.plots import plot_rows, save_png
-
-    save_png(path, lambda ax: plot_rows([row for row in rows if "lost" not in row], ax=ax))
+    plot_accuracies(path, [row for row in rows if "lost" not in row])
 
 
 RECIPE = Recipe(

@@ -217,13 +217,13 @@ QUICK = Settings(
 
 def run_original(request: Request, seed: int) -> dict[str, Any]:
     """The network of Fig. 5 (i), with its weights."""
-    return train_original(STUDY, request.settings.training, _data(request, seed, STUDY.size), seed)
+    return train_original(STUDY, request.settings.training, STUDY.data(request, seed), seed)
 
 
 def run_line(request: Request, given: Mapping[str, Any], line: str, seed: int) -> dict[str, Any]:
     """Any other line; our best one as circuits too."""
     settings: Settings = request.settings
-    data = _data(request, seed, STUDY.line(line).size or STUDY.size)
+    data = STUDY.data(request, seed, line)
     model, found = train_line(STUDY, settings.training, data, given, line, seed)
     if line in (OURS_SMALL, OURS, OURS_NOISY):
         found["quantum"] = _as_circuits(model, data, settings, seed)
@@ -247,10 +247,6 @@ def _as_circuits(model: nn.Module, data: Dataset, settings: Settings, seed: int)
     aer = to_quantum(model, AerExecutor(seed=seed), shots=settings.aer_shots, seed=seed, center=center)
     found["aer"] = [accuracy(aer, *part), accuracy(model, *part)]
     return found
-
-
-def _data(request: Request, seed: int, size: int) -> Dataset:
-    return request.load(STUDY.dataset, seed=seed, size=size)
 
 
 def _tasks(request: Request) -> list[Task]:
@@ -311,7 +307,7 @@ RECIPE = Recipe(
     quick=QUICK,
     seeds=5,
     quick_seeds=1,
-    data=lambda request, seed: _data(request, seed, STUDY.size),
+    data=STUDY.data,
     tasks=_tasks,
     assemble=_assemble,
     plot=plot,

@@ -14,7 +14,6 @@ from torch import nn
 
 from unbraid.nn import Architecture
 from unbraid.recipes.circuits_table import make_recipe
-from unbraid.recipes.datasets import Dataset
 from unbraid.recipes.implicit import (
     LONGER,
     ORIGINAL,
@@ -128,17 +127,13 @@ QUICK = Settings(Training(1, 1, 1e-2, 1e-2, 512, 512, sweeps=5))
 
 def run_original(request: Request, seed: int) -> dict[str, Any]:
     """The network of Fig. 6 (i), with its weights."""
-    return train_original(STUDY, request.settings.training, _data(request, seed, STUDY.size), seed)
+    return train_original(STUDY, request.settings.training, STUDY.data(request, seed), seed)
 
 
 def run_line(request: Request, given: Mapping[str, Any], line: str, seed: int) -> dict[str, Any]:
     """Any other line."""
-    data = _data(request, seed, STUDY.line(line).size or STUDY.size)
+    data = STUDY.data(request, seed, line)
     return train_line(STUDY, request.settings.training, data, given, line, seed)[1]
-
-
-def _data(request: Request, seed: int, size: int) -> Dataset:
-    return request.load(STUDY.dataset, seed=seed, size=size)
 
 
 def _tasks(request: Request) -> list[Task]:
@@ -168,7 +163,7 @@ RECIPE = Recipe(
     quick=QUICK,
     seeds=5,
     quick_seeds=1,
-    data=lambda request, seed: _data(request, seed, STUDY.size),
+    data=STUDY.data,
     tasks=_tasks,
     assemble=_assemble,
     plot=plot,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -16,7 +15,18 @@ from torch import nn
 from unbraid.nn import Architecture, RiemannianAdam, accuracy, convert_layers, heal, start_from
 from unbraid.recipes.datasets import Dataset
 from unbraid.recipes.implicit import Training, original_from, train_original
-from unbraid.recipes.recipe import Outcome, Recipe, Request, Row, Section, Task, counted, make_row, with_spread
+from unbraid.recipes.recipe import (
+    Outcome,
+    Recipe,
+    Request,
+    Row,
+    Section,
+    Task,
+    counted,
+    make_row,
+    plot_accuracies,
+    with_spread,
+)
 from unbraid.recipes.table3 import OURS, STUDY
 
 
@@ -81,14 +91,14 @@ class Settings:
 
 def run_original(request: Request, seed: int) -> dict[str, Any]:
     """The network of Fig. 5 (i)."""
-    return train_original(STUDY, request.settings.training, _data(request, seed), seed)
+    return train_original(STUDY, request.settings.training, STUDY.data(request, seed), seed)
 
 
 def run_way(request: Request, given: Mapping[str, Any], way: str, seed: int) -> dict[str, Any]:
     """Train in one way; accuracies."""
     chosen = next(each for each in WAYS if each.name == way)
     training: Training = request.settings.training
-    data = _data(request, seed)
+    data = STUDY.data(request, seed)
     original = original_from(STUDY, given)
     declared = STUDY.line(OURS).architecture
     assert declared is not None
@@ -147,10 +157,6 @@ def _in_turn(
         **options,
     )
     return model, steps[1].swapped
-
-
-def _data(request: Request, seed: int) -> Dataset:
-    return request.load(STUDY.dataset, seed=seed, size=STUDY.size)
 
 
 def _tasks(request: Request) -> list[Task]:
@@ -221,19 +227,13 @@ def _section(rows: Sequence[Row]) -> Section:
     return Section(("way", "validation % at the start", "validation %", "test %"), tuple(cells))
 
 
-def _plot(path: Path, rows: Sequence[Row]) -> None:
-    from unbraid.report.plots import plot_rows, save_png
-
-    save_png(path, lambda ax: plot_rows(rows, ax=ax))
-
-
 RECIPE = Recipe(
     settings=Settings(),
     quick=Settings(Training(epochs=1, healing=1, batch_size=1024, healing_batch_size=1024, sweeps=20)),
     seeds=5,
     quick_seeds=1,
-    data=_data,
+    data=STUDY.data,
     tasks=_tasks,
     assemble=_assemble,
-    plot=_plot,
+    plot=plot_accuracies,
 )
