@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from unbraid.circuits import Circuit, parse_ansatz
 from unbraid.nn import DisentangledLinear, MPOLinear
 from unbraid.recipes import gradients, implicit, mlp, networks, table3, tnn
 from unbraid.recipes import reproduce as module
@@ -187,3 +188,10 @@ def test_the_low_rank_control_is_the_best_of_its_rank():
     torch.testing.assert_close(second.weight @ first.weight, best, atol=1e-5, rtol=1e-4)
     x = torch.randn(3, 784)
     torch.testing.assert_close(model.fc1(x), x @ best.mT + dense.fc1.bias, atol=1e-4, rtol=1e-4)
+
+
+def test_idle_wires_need_not_be_qubits_to_count_gates():
+    circuit = Circuit(parse_ansatz("cnot+cnot@even", (32, 32, 3)))
+    assert [segment.ansatz.wire_dims for segment in implicit.exported(circuit)] == [(32, 32)]
+    assert implicit._transpiled(Circuit(parse_ansatz("2b+2b", (2, 1, 2, 2)))) > 0
+    assert implicit.exported(Circuit(parse_ansatz("", (3,)))) == []

@@ -12,7 +12,7 @@ from unbraid.circuits import Ansatz, Circuit
 from unbraid.ground.random import stream_seed
 from unbraid.nn import Architecture
 from unbraid.quantum import count_gates
-from unbraid.recipes.implicit import Line, Study
+from unbraid.recipes.implicit import Line, Study, exported
 from unbraid.recipes.recipe import Outcome, Recipe, Request, Row, Section, Task, make_row, with_spread
 
 
@@ -101,7 +101,7 @@ def count_line(request: Request, declared: dict[str, Any], seed: int) -> list[di
 
 def _count(ansatz: Ansatz, seed: int, level: int) -> dict[str, Any]:
     circuit = Circuit(ansatz, "random", seed)
-    segments = [segment for segment in circuit.segments() if segment.ansatz.layers]
+    segments = exported(circuit)
     counts = [count_gates(segment, optimization_level=level) for segment in segments]
     return {
         "parameters": circuit.num_parameters,

@@ -329,12 +329,20 @@ def _mean_largest(mpo: MPO) -> float:
 
 
 def _transpiled(circuit: Circuit) -> int:
-    """Two-qubit gates of all segments on the paper's device; wires that are no qubits have none."""
-    if not circuit.ansatz.layers:
-        return 0
-    return sum(
-        count_gates(segment)["transpiled"]["two_qubit"] for segment in circuit.segments() if segment.ansatz.layers
-    )
+    """Two-qubit gates of all segments on the paper's device."""
+    return sum(count_gates(segment)["transpiled"]["two_qubit"] for segment in exported(circuit))
+
+
+def exported(circuit: Circuit) -> list[Circuit]:
+    """The segments that have gates, on the wires that they touch: idle wires need not be qubits."""
+    found = []
+    for gates in circuit.segment_gates():
+        touched = sorted({wire for _, wires in gates for wire in wires})
+        if touched:
+            dims = [circuit.ansatz.wire_dims[wire] for wire in touched]
+            moved = [(gate, tuple(touched.index(wire) for wire in wires)) for gate, wires in gates]
+            found.append(Circuit.from_gates(dims, moved, dtype=circuit.dtype))
+    return found
 
 
 def make_rows(study: Study, request: Request, results: Mapping[str, Any]) -> list[Row]:
