@@ -30,7 +30,6 @@ from unbraid.tensors import MPO
 from unbraid.tensors.entanglement import dense_entropies
 
 ORIGINAL, LONGER = "original TNN", "original TNN, trained on"
-STARTS = ("original", "longer", "explicit", "near_identity", "random", "frozen", "shuffled", "module")
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Line:
         module: makes a control that is no tensor network from a seed.
         size: side of the images, if not that of the table.
         origin: what "explicit" starts from, if not the original of the table; it is trained for as many epochs.
-        noise_shots: heal with the noise of readouts of so many shots.
+        noise_shots: heal with the noise of readouts of so many shots; of lines that start from a trained network.
     """
 
     name: str
@@ -252,11 +251,9 @@ def _shuffled(mpo: MPO, layer: Any, seed: int) -> nn.Module:
 
 def _best_core(turned: Tensor, mpo: MPO, bond: int) -> MPO:
     wide = MPO.from_dense(turned, mpo.out_dims, mpo.in_dims)
-    return wide if max(wide.bond_dims, default=1) <= bond else _without_gates(wide, bond)
-
-
-def _without_gates(mpo: MPO, bond: int) -> MPO:
-    return disentangle(mpo, (Ansatz(mpo.out_dims, ()), Ansatz(mpo.in_dims, ())), core_bond=bond).core
+    if max(wide.bond_dims, default=1) <= bond:
+        return wide
+    return disentangle(wide, (Ansatz(wide.out_dims, ()), Ansatz(wide.in_dims, ())), core_bond=bond).core
 
 
 def _train(model: nn.Module, data: Dataset, training: Training, seed: int, epochs: int) -> dict[str, Any]:

@@ -43,7 +43,6 @@ class Way:
         factor: times the usual peak of the learning rate.
         distilled: whether the original network teaches.
         in_turn: whether layers are swapped one after another, each followed by its share of the epochs.
-        scratch: whether the epochs of the original are added, as the start knows nothing of it.
     """
 
     name: str
@@ -57,7 +56,7 @@ class Way:
 
     @property
     def scratch(self) -> bool:
-        """Whether the network starts from random cores."""
+        """Whether the network starts from random cores; it is then trained for the epochs of the original too."""
         return self.start != "explicit"
 
 
