@@ -112,9 +112,9 @@ def test_joints_stand_between_layers():
         ("0*(2b)", 1, "repeat 1 to 1000"),
         ("1001*(2b)", 1, "repeat 1 to 1000"),
         ("1000*(1000*(4b))", 1, "more than 100,000"),
-        ("2b@left", 1, "@odd or @even"),
-        ("2b@", 1, "@odd or @even"),
-        ("1b@odd", 1, "no parity"),
+        ("2b@left", 3, "@odd or @even"),
+        ("2b@", 3, "@odd or @even"),
+        ("1b@odd", 3, "no parity"),
         ("1b+5b", 4, "5 wires does not fit on 4"),
         ("2b | gelu | 2b", 4, "a joint must be one of"),
         ("2b || 2b", 4, "a joint must be one of"),
@@ -126,6 +126,28 @@ def test_errors_point_at_the_character(text, position, reason):
     with pytest.raises(InvalidInputError, match=f"at character {position}, .*{reason}") as caught:
         parse_ansatz(text, 4)
     assert str(caught.value).splitlines()[1:] == [f"  {text}", "  " + " " * (position - 1) + "^"]
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "line"),
+    [
+        ("1b+cnot\n+7b+1b", "line 2, character 2", "+7b+1b"),
+        ("1b+cnot\r\n\t+7b", "line 2, character 3", " +7b"),
+        ("\t7b", "character 2", " 7b"),
+        ("1b+\u0130+7b", "character 4", "1b+\u0130+7b"),
+    ],
+)
+def test_errors_show_the_line_and_the_place(text, place, line):
+    with pytest.raises(InvalidInputError, match=f"at {place}, ") as caught:
+        parse_ansatz(text, 4)
+    shown, caret = str(caught.value).splitlines()[1:]
+    assert shown == f"  {line}"
+    assert caret.index("^") == 1 + int(place.rsplit(" ", 1)[1])
+
+
+def test_a_row_without_a_place_says_which_one_has():
+    with pytest.raises(InvalidInputError, match=r"the even row of \(3, 2, 2\) has no place for cnot; try cnot@odd"):
+        parse_ansatz("cnot", (3, 2, 2))
 
 
 @given(st.text("12b+*()| relucnot@d", max_size=12))

@@ -1,5 +1,7 @@
 """The search for placements: what it proposes, that it learns, that it resumes."""
 
+import json
+
 import pytest
 
 from unbraid.circuits import Circuit
@@ -68,9 +70,11 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path):
     assert resumed == search_geometry((3, 3), 3, wanted, evaluations=30)
     with pytest.raises(InvalidInputError, match="another search"):
         search_geometry((3, 3), 3, wanted, evaluations=30, seed=1, checkpoint=place)
-    place.write_text("{}")
-    with pytest.raises(FileFormatError, match="no checkpoint"):
-        search_geometry((3, 3), 3, wanted, evaluations=30, checkpoint=place)
+    problem = json.loads(place.read_text())["problem"]
+    for content in ({}, {"problem": problem, "scores": None}, {"problem": problem, "scores": [None]}):
+        place.write_text(json.dumps(content))
+        with pytest.raises(FileFormatError, match="no checkpoint"):
+            search_geometry((3, 3), 3, wanted, evaluations=30, checkpoint=place)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +85,15 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path):
         ({"method": "learned"}, "method"),
         ({"wires": ((4, 4), (5,))}, "no place for a CNOT"),
         ({"tournament": 40}, "tournament must be"),
+        ({"tournament": 1.5}, "tournament must be"),
         ({"score": lambda *_: float("nan")}, "finite"),
+        ({"score": lambda *_: None}, "must be a number; got None"),
+        ({"score": None}, "a function"),
+        ({"rotations": "yes"}, "rotations must be"),
+        ({"wires": (3,)}, "must be a pair"),
+        ({"wires": (3, 3, 3)}, "must be a pair"),
+        ({"wires": (3, None)}, "numbers of qubits"),
+        ({"wires": (3, (2, 0))}, "positive dimensions"),
     ],
 )
 def test_bad_input_is_told(options, message):

@@ -416,6 +416,14 @@ def test_reproduce_says_what_is_wrong(run, tmp_path, arguments, text):
     assert text in error
 
 
+def test_the_help_names_every_recipe(run):
+    from unbraid.recipes.reproduce import RECIPES
+
+    code, text, _ = run("reproduce", "--help")
+    assert code == 0
+    assert all(name in text for name in RECIPES)
+
+
 @pytest.mark.parametrize(("answer", "mode"), [("n", "job"), ("n", "session"), ("--yes", "job"), ("--yes", "batch")])
 def test_a_device_is_paid_for_only_after_asking(tmp_path, monkeypatch, answer, mode):
     standin = pytest.importorskip("qiskit_ibm_runtime.fake_provider")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from unbraid.ground.errors import InvalidInputError
 from unbraid.nn import DisentangledLinear, MPOLinear
-from unbraid.nn.architecture import Architecture, TensorLayer
+from unbraid.nn.architecture import COUNTING_RULE, Architecture, TensorLayer
 
 Q = (2,)
 
@@ -87,7 +87,7 @@ def test_counts_before_building_equal_those_after(chosen, seed):
     network = architecture.build(seed).double()
     assert sum(parameter.numel() for parameter in network.parameters()) == architecture.num_parameters
     assert network.eval()(torch.randn(2, 8, dtype=torch.float64)).shape == (2, 8)
-    assert architecture.describe().splitlines()[-1].split()[-1] == f"{architecture.num_parameters:,}"
+    assert architecture.describe().splitlines()[-2].split()[-1] == f"{architecture.num_parameters:,}"
     for layer, declared in zip((m for n, m in network.named_children() if n.startswith("layer")), chosen, strict=True):
         assert isinstance(layer, DisentangledLinear if declared.has_circuits else MPOLinear)
         mpo = layer.core if declared.has_circuits else layer.mpo
@@ -105,6 +105,7 @@ def test_a_declaration_survives_json_and_seeds_repeat():
 
 def test_the_table_reads_well():
     text = candidate_b(False).describe()
+    assert text.splitlines()[-1] == COUNTING_RULE
     assert text.splitlines()[2].split() == ["2", "2^8", "1", "2^6", "1", "2^7", "104", "0", "0", "128", "232"]
 
 
@@ -128,6 +129,12 @@ def test_the_table_reads_well():
         (lambda: Architecture((3,)), "TensorLayers"),
         (lambda: Architecture((TensorLayer((2,), (4,), 1), TensorLayer((2,), (2,), 1))), "Layer 1 gives 4.*takes 2"),
         (lambda: fig3().with_circuits({3: ("1b", "")}), "layers 1 to 2"),
+        (lambda: fig3().with_circuits({1: ("1b", "7b")}), "Layer 1: .*output circuit.*character 1"),
+        (lambda: fig3().with_circuits({1: "1b"}), "Layer 1 takes a pair"),
+        (lambda: fig3().with_circuits({1: ("1b",)}), "Layer 1 takes a pair"),
+        (lambda: fig3().with_circuits([]), "by the numbers of layers.*got list"),
+        (lambda: fig3().build(dtype=torch.int32), "floating-point"),
+        (lambda: fig3().build(dtype="float32"), "floating-point"),
         (lambda: Architecture.from_dict([]), "'layers'"),
         (lambda: Architecture.from_dict({"layers": [{"in_legs": [2], "bonds": 2}]}), "missing.*bond.*unknown.*bonds"),
         (lambda: Architecture.from_dict({"layers": [3]}), "Layer 1 needs"),

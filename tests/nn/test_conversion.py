@@ -81,8 +81,33 @@ def test_it_resumes_to_the_same_result(problem, tmp_path):
         ({"1": 2}, {}, "MPO layers of this model, which has 0, 3"),
         (CIRCUITS, {"core_bond": {"0": 1}}, "core_bond"),
         ({"0": brickwall(5, 1)}, {}, "Layer '0'"),
+        (["0"], {}, "by the names of layers; got list"),
+        (CIRCUITS, {"core_bond": "a"}, "core_bond"),
+        (CIRCUITS, {"disentangling": {"seed": 1}}, "cannot have seed"),
+        (CIRCUITS, {"lr": "a"}, "lr must be a positive number"),
     ],
 )
 def test_bad_input_is_told(problem, circuits, options, message):
     with pytest.raises(InvalidInputError, match=message):
-        convert_layers(problem[0], circuits, problem[1], problem[2], epochs=1, lr=1e-2, **options)
+        convert_layers(problem[0], circuits, problem[1], problem[2], **({"epochs": 1, "lr": 1e-2} | options))
+
+
+def test_layers_of_the_same_last_name_are_apart(problem):
+    inner = nn.Sequential()
+    inner.add_module("fc", MPOLinear(MPO.random((2,) * 4, (2,) * 4, 2, seed=2)))
+    model = nn.Sequential()
+    model.add_module("fc", MPOLinear(MPO.random((2,) * 4, (2,) * 4, 2, seed=1)))
+    model.add_module("inner", inner)
+    converted, steps = convert_layers(model, {"fc": 1}, problem[1], problem[2], epochs=1, lr=1e-2)
+    assert isinstance(converted.fc, DisentangledLinear)
+    assert isinstance(converted.inner.fc, MPOLinear)
+    converted, steps = convert_layers(model, {"fc": 1, "inner.fc": 1}, problem[1], problem[2], epochs=1, lr=1e-2)
+    assert isinstance(converted.inner.fc, DisentangledLinear)
+    assert [step.layer for step in steps] == ["", "fc", "inner.fc"]
+
+
+def test_wires_that_are_no_qubits_have_no_cnots(problem):
+    model = nn.Sequential(MPOLinear(MPO.random((2, 5), (4, 4), 2, seed=1)))
+    _, steps = convert_layers(model, {"0": 1}, problem[1], problem[2], epochs=1, lr=1e-2)
+    assert steps[1].cnots is None
+    assert " - " in describe_conversions(steps).splitlines()[2]

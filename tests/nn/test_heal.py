@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from unbraid.ground.errors import DidNotConvergeError, FileFormatError, InvalidInputError
-from unbraid.nn import accuracy, disentangle_layers, heal, tensorize
+from unbraid.nn import Architecture, TensorLayer, accuracy, disentangle_layers, heal, tensorize
 
 
 def data(n=120, seed=0):
@@ -145,6 +145,24 @@ def test_checkpoints_of_other_runs_and_broken_ones_are_refused(tmp_path):
         heal(network(), data(), epochs=1, lr=0.01, checkpoint_dir=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("1b", "2*(cnot)+1b+3*(cnot)"), ("cnot+1b", "cnot@odd+1b"), ("1b|relu|1b", "1b+1b"), ("1b", "1b cayley")],
+)
+def test_a_checkpoint_of_another_declaration_is_refused(tmp_path, one, other):
+    def build(text):
+        text, _, parametrization = text.partition(" ")
+        layer = TensorLayer((2,) * 3, (2, 2), 1, text, norm=False, relu=False)
+        return Architecture((layer,)).build(parametrization=parametrization or "exp")
+
+    heal(build(one), data(), epochs=1, lr=0.01, checkpoint_dir=tmp_path)
+    assert [tensor.shape for tensor in build(one).state_dict().values()] == [
+        tensor.shape for tensor in build(other).state_dict().values()
+    ]
+    with pytest.raises(InvalidInputError, match="another problem"):
+        heal(build(other), data(), epochs=1, lr=0.01, checkpoint_dir=tmp_path)
+
+
 def test_patience_stops_early_at_the_best_weights():
     model, x, y = network(), *data()
     validation = (x, torch.randint(0, 4, (len(x),), generator=torch.Generator().manual_seed(1)))
@@ -236,6 +254,12 @@ def test_float64_models_and_a_last_batch_of_one_row():
         ({"epochs": 1.5}, "epochs must be"),
         ({"lr": 0.0}, "lr must be"),
         ({"lr": math.nan}, "lr must be"),
+        ({"lr": "a"}, "lr must be"),
+        ({"epochs": True}, "epochs must be"),
+        ({"patience": "a"}, "patience must be"),
+        ({"weight_decay": -1}, "weight_decay must be"),
+        ({"teacher": 3}, "teacher must be a module; got int"),
+        ({"model": nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4)), "batch_size": 1}, "1 normalises over a batch"),
         ({"batch_size": 0}, "batch_size must be"),
         ({"patience": 3}, "patience needs validation_data"),
         ({"scheduler": "warm"}, "scheduler must be"),

@@ -321,6 +321,25 @@ def test_a_model_that_the_file_does_not_fit_stays_as_it_was(tmp_path):
     assert type(other.first) is nn.Linear
 
 
+def test_a_layer_of_another_size_or_declaration_is_refused(tmp_path):
+    def declared(text, legs=(2, 2, 2)):
+        return Architecture((TensorLayer(legs, (2, 2), 1, text, norm=False, relu=False),)).build()
+
+    class Wide(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.first = layer
+
+    save_pretrained(Wide(declared("1b").layer1), tmp_path)
+    same = Wide(nn.Linear(8, 4, bias=False))
+    assert isinstance(load_pretrained(tmp_path, same).first, DisentangledLinear)
+    for other in (nn.Linear(16, 4), nn.Linear(8, 5), declared("1b", (2,) * 4).layer1, nn.Identity()):
+        with pytest.raises(InvalidInputError, match=r"'first' of the model has \(outputs, inputs\)"):
+            load_pretrained(tmp_path, Wide(other))
+    with pytest.raises(InvalidInputError, match="'first' of the model is of another declaration"):
+        load_pretrained(tmp_path, Wide(declared("1b+cnot").layer1))
+
+
 @pytest.mark.parametrize("version", [2.0, "2", True, None])
 def test_a_version_that_is_no_whole_number_is_refused(tmp_path, version):
     save_pretrained(nn.Sequential(nn.Linear(2, 2)), tmp_path)

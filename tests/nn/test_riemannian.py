@@ -88,3 +88,5 @@ def test_a_model_without_gates_is_refused():
     layer = nn.Linear(2, 2)
     with pytest.raises(InvalidInputError, match="no circuit"):
         RiemannianAdam(layer.parameters(), layer)
+    with pytest.raises(InvalidInputError, match="got NoneType"):
+        RiemannianAdam(layer.parameters(), None)

@@ -6,6 +6,7 @@ from torch import nn
 
 from unbraid.circuits import Circuit, brickwall, parse_ansatz
 from unbraid.ground.errors import ExecutionError, InvalidInputError
+from unbraid.nn import Architecture, TensorLayer
 from unbraid.nn.layers import DisentangledLinear
 from unbraid.quantum.cost import estimate_cost
 from unbraid.quantum.encode import MPSEncoding, encode
@@ -305,6 +306,33 @@ def test_layers_that_cannot_be_joined_stay_apart_or_are_refused() -> None:
     shared = disentangled(8, 8)
     hybrid = to_quantum(nn.Sequential(shared, shared).eval(), readout="exact", join=True)
     torch.testing.assert_close(hybrid(data(2, 8)), shared(shared(data(2, 8))), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dims", [(2, 2, 1), (1, 2, 2), (2, 1, 2)])
+def test_wires_that_hold_nothing_do_not_keep_layers_apart(dims: tuple[int, ...]) -> None:
+    circuit = Circuit(parse_ansatz("2b+1b+2b", dims), init="random", seed=1)
+    other = Circuit(parse_ansatz("1b+2b", 2), init="random", seed=2, mirrored=True)
+    first = DisentangledLinear(
+        circuit, MPO.random(dims, dims, 2, seed=1), Circuit(parse_ansatz("", dims), mirrored=True)
+    )
+    second = DisentangledLinear(Circuit(parse_ansatz("", 2)), MPO.random((2, 2), (2, 2), 2, seed=2), other)
+    model, x = nn.Sequential(first, second).eval(), data(5, 4)
+    hybrid = to_quantum(model, readout="exact", join=True)
+    assert [stage.name for stage in hybrid[0].stages()] == ["0.output+1.input"]
+    torch.testing.assert_close(hybrid(x), model(x), atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        sampled = to_quantum(model, shots=4_000_000, join=True)(x)
+        assert float((sampled - model(x)).norm() / model(x).norm()) < 0.02
+
+
+def test_a_layer_that_cannot_run_is_named() -> None:
+    declared = Architecture((TensorLayer((2, 5), (2, 2), 1, "1b", norm=False, relu=False),)).build()
+    with pytest.raises(InvalidInputError, match=r"layer1\.input: .* got \(2, 5\).*input_wires"):
+        to_quantum(declared)
+    broken = disentangled()
+    broken.output_circuit.generators["so4"].data[0, 0] = float("nan")
+    with pytest.raises(InvalidInputError, match=r"'output_circuit.generators.so4' of layer must be finite"):
+        to_quantum(broken)
 
 
 def test_shots_in_the_padding_are_counted() -> None:

@@ -11,6 +11,8 @@ from unbraid.nn import DisentangledLinear, MPOLinear
 from unbraid.recipes import gradients, implicit, mlp, networks, table3, tnn
 from unbraid.recipes import reproduce as module
 from unbraid.recipes.implicit import Line, Study, Training, start_line
+from unbraid.recipes.networks import fig5_b
+from unbraid.recipes.recipe import Request
 from unbraid.recipes.reproduce import reproduce
 
 ROW = {"name", "kind", "parameters", "mean", "std", "seeds", "values", "paper"}
@@ -103,6 +105,7 @@ def test_table3(tmp_path, mnist_dir, monkeypatch):
     for name, (parameters, accuracy) in table3.PAPER.items():
         assert rows[name]["parameters"] == parameters
         assert rows[name]["paper"] == {"parameters": parameters, "value": accuracy}
+    assert {row["name"] for row in content["rows"] if "quantum" in row} >= {table3.OURS, table3.DESIGN_CIRCUITS}
     ours = rows[table3.OURS]
     assert ours["cnots"] == ours["transpiled"]  # on neighbouring wires no SWAP is needed
     quantum = ours["quantum"][0]
@@ -116,6 +119,23 @@ def test_table3(tmp_path, mnist_dir, monkeypatch):
     assert rows["only CNOTs"]["parameters"] == rows["random permutations for CNOTs"]["parameters"]
     assert "Are they disentanglers?" in text
     assert (tmp_path / "table3-entropies.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_changed_declaration_is_trained_again():
+    request = Request("table3", table3.QUICK, 1)
+    lines = list(table3.STUDY.lines)
+    for change in ({"architecture": fig5_b(2)}, {"start": "longer"}, {"noise_shots": 5}, {"origin": fig5_b()}):
+        changed = [dataclasses.replace(line, **change) if line.name == table3.OURS else line for line in lines]
+        before, after = (
+            {task.name: task.depends for task in Study("mnist", 32, tuple(each)).tasks(request, None, None)}
+            for each in (lines, changed)
+        )
+        assert [name for name in before if before[name] != after[name]] == ["seed-0-ours-at-most-1-029"]
+
+
+def test_gradients_that_vanish_are_told_apart():
+    assert gradients._gradients({"values": [1e-11, 3e-11], "mean": 2e-11, "std": 1.4e-11}) == "2.0e-11 ± 1e-11"
+    assert gradients._ratios({"outer": [1.0], "inner": [0.0]}) == "-"
 
 
 def test_table4_counts_without_data(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from unbraid.ground.errors import InvalidInputError
+from unbraid.ground.errors import InvalidInputError, MissingExtraError
 from unbraid.recipes import digits
 from unbraid.recipes import reproduce as module
 from unbraid.recipes.datasets import load_dataset
@@ -99,6 +99,31 @@ def test_a_task_is_run_again_if_what_it_waits_for_changed(numbers, tmp_path, mon
     monkeypatch.setitem(module.RECIPES, "numbers", dataclasses.replace(RECIPE, tasks=changed))
     reproduce("numbers", tmp_path, seeds=1)
     assert calls[2:] == ["first-5", "second-5-good"]
+
+
+def test_a_task_is_run_again_if_what_it_only_names_changed(numbers, tmp_path, monkeypatch):
+    reproduce("numbers", tmp_path, seeds=1)
+
+    def changed(request):
+        return [dataclasses.replace(task, depends={"bond": 2}) for task in tasks(request)]
+
+    monkeypatch.setitem(module.RECIPES, "numbers", dataclasses.replace(RECIPE, tasks=changed))
+    reproduce("numbers", tmp_path, seeds=1)
+    reproduce("numbers", tmp_path, seeds=1)
+    assert len(calls) == 4
+
+
+def test_what_is_not_installed_is_missed_before_any_work(numbers, tmp_path, monkeypatch):
+    recipe = dataclasses.replace(RECIPE, extras={"unbraid_no_such_module": "ibm"})
+    monkeypatch.setitem(module.RECIPES, "numbers", recipe)
+    with pytest.raises(MissingExtraError, match=r"unbraid\[ibm\]"):
+        reproduce("numbers", tmp_path, seeds=1)
+    assert not calls
+
+
+def test_bars_in_cells_do_not_break_the_table():
+    section = Section(("circuit", "gates"), (("1b | relu | 1b", "2"),))
+    assert module._table(section)[-1] == r"| 1b \| relu \| 1b | 2 |"
 
 
 def test_other_data_are_not_taken_for_the_same(numbers, tmp_path, monkeypatch):

@@ -208,7 +208,8 @@ class _Parser:
         self.text, self.dims = text, dims
         self.tokens: list[tuple[str, str, int]] = []
         self.parity = 1  # so that the first row is even
-        position, lowered = 0, text.lower()
+        # letters of other alphabets are no part of it, and may grow when lowered
+        position, lowered = 0, "".join(letter.lower() if letter.isascii() else letter for letter in text)
         while lowered[position:].strip():
             match = _TOKEN.match(lowered, position)
             if match is None:
@@ -269,7 +270,7 @@ class _Parser:
     def layer(self, word: str, position: int) -> Layer:
         name, _, row = word.partition("@")
         if "@" in word and row not in ("odd", "even"):
-            raise self.error(position, "a row is @odd or @even")
+            raise self.error(position + len(name), "a row is @odd or @even")
         trainable = re.fullmatch(r"([1-6])b", name)
         if trainable is None and name not in FIXED_GATES:
             raise self.error(position, f"a layer is 1b ... 6b or one of {', '.join(FIXED_GATES)}")
@@ -279,13 +280,17 @@ class _Parser:
         if body > 1:
             self.parity = {"odd": 1, "even": 0}.get(row, 1 - self.parity)
         elif row:
-            raise self.error(position, "a one-body row has no parity")
-        row_of_gates = _row(self.dims, "so" if trainable else name, body, self.parity if body > 1 else 0)
+            raise self.error(position + len(name), "a one-body row has no parity")
+        kind, parity = "so" if trainable else name, self.parity if body > 1 else 0
+        row_of_gates = _row(self.dims, kind, body, parity)
         if not row_of_gates and not all(_is_qubits(dim) or dim == 1 for dim in self.dims):
-            raise self.error(
-                position,
-                f"{name} needs wires of qubits (dimensions 2, 4, 8, ...), which are not side by side in {self.dims}",
+            reason = (
+                f"{name} needs wires of qubits (dimensions 2, 4, 8, ...), which are not side by side in {self.dims}"
             )
+            if body > 1 and _row(self.dims, kind, body, 1 - parity):
+                here, there = ("odd", "even") if parity else ("even", "odd")
+                reason = f"the {here} row of {self.dims} has no place for {name}; try {name}@{there}"
+            raise self.error(position, reason)
         return row_of_gates
 
     def peek(self) -> str | None:
@@ -298,8 +303,12 @@ class _Parser:
         self.cursor += 1
 
     def error(self, position: int, reason: str) -> InvalidInputError:
-        caret = f"{' ' * position}^"
-        return InvalidInputError(f"In the ansatz at character {position + 1}, {reason}:\n  {self.text}\n  {caret}")
+        before = self.text[:position].split("\n")
+        line = self.text.split("\n")[len(before) - 1].replace("\t", " ").rstrip("\r")
+        place = f"line {len(before)}, " if "\n" in self.text else ""
+        return InvalidInputError(
+            f"In the ansatz at {place}character {len(before[-1]) + 1}, {reason}:\n  {line}\n  {' ' * len(before[-1])}^"
+        )
 
 
 def _row(dims: tuple[int, ...], name: str, body: int, parity: int) -> Layer:

@@ -88,12 +88,21 @@ def search_geometry(
         Regularized evolution, arXiv:1802.01548.
     """
     require_choice(method, METHODS, "method")
-    for number, name in ((cnots, "cnots"), (evaluations, "evaluations"), (population, "population")):
+    if not callable(score):
+        raise InvalidInputError(f"score must be a function of two ansatze; got {score!r}.")
+    if not isinstance(rotations, bool):
+        raise InvalidInputError(f"rotations must be True or False; got {rotations!r}.")
+    counts = {"cnots": cnots, "evaluations": evaluations, "population": population, "tournament": tournament}
+    for name, number in counts.items():
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise InvalidInputError(f"{name} must be a positive integer; got {number!r}.")
-    if not 1 <= tournament <= population:
+    if tournament > population:
         raise InvalidInputError(f"tournament must be from 1 to population, which is {population}; got {tournament!r}.")
-    dims = tuple((2,) * side if isinstance(side, int) else tuple(side) for side in wires)
+    if not isinstance(wires, Sequence) or len(wires) != 2:
+        raise InvalidInputError(f"wires must be a pair, of the output and of the input circuit; got {wires!r}.")
+    if any(isinstance(side, bool) or not isinstance(side, (int, Sequence)) for side in wires):
+        raise InvalidInputError(f"wires must be numbers of qubits, or leg dimensions; got {wires!r}.")
+    dims = tuple(Ansatz((2,) * side if isinstance(side, int) else tuple(side), ()).wire_dims for side in wires)
     places = [
         (side, wire) for side in (0, 1) for wire in range(len(dims[side]) - 1) if dims[side][wire : wire + 2] == (2, 2)
     ]
@@ -110,7 +119,11 @@ def search_geometry(
             else:
                 units = _child(tried[-population:], tournament, places, generator)
             ansatze = (_ansatz(dims[0], 0, units, rotations), _ansatz(dims[1], 1, units, rotations))
-            value = known[number] if number < len(known) else float(score(*ansatze))
+            value = known[number] if number < len(known) else score(*ansatze)
+            try:
+                value = float(value)
+            except (TypeError, ValueError) as error:
+                raise InvalidInputError(f"A score must be a number; got {value!r} for placement {number}.") from error
             if not math.isfinite(value):
                 raise InvalidInputError(f"A score must be a finite number; got {value} for placement {number}.")
             tried.append(Placed(value, units, *ansatze))
@@ -124,14 +137,15 @@ def _read(checkpoint: str | os.PathLike[str] | None, problem: str) -> list[float
     if checkpoint is None or not Path(checkpoint).exists():
         return []
     content = read_json(checkpoint)
-    if not isinstance(content, dict) or "scores" not in content:
+    scores = content.get("scores") if isinstance(content, dict) else None
+    if not isinstance(scores, list) or not all(type(value) in (int, float) for value in scores):
         raise FileFormatError(f"{checkpoint} is no checkpoint of a search for placements. Choose another place.")
     if content.get("problem") != problem:
         raise InvalidInputError(
             f"{checkpoint} belongs to another search: wires, CNOTs, method or seed differ. Delete it or choose another "
             "place."
         )
-    return [float(value) for value in content["scores"]]
+    return [float(value) for value in scores]
 
 
 def _draw(places: Sequence[tuple[int, int]], generator: torch.Generator) -> Unit:

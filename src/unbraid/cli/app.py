@@ -468,7 +468,13 @@ def export(
 
 @app.command()
 def reproduce(
-    name: Annotated[str, typer.Argument(help="digits, table1, table2, fig4, routes or execution.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="digits, table1, table2, table3, table4, table5, table6, fig4, geometry, gradients, mlp, routes, "
+            "trainings or execution."
+        ),
+    ],
     data_dir: DataDir = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds; by default the recipe's own.")] = None,
     workers: Annotated[int, typer.Option(help="Processes; -1 for one a core.")] = 1,

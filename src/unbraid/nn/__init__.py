@@ -1,6 +1,6 @@
 """Networks: layers, surgery, healing, scanning, saving."""
 
-from unbraid.nn.architecture import Architecture, TensorLayer
+from unbraid.nn.architecture import COUNTING_RULE, Architecture, TensorLayer
 from unbraid.nn.checkpoint import load_pretrained, save_pretrained
 from unbraid.nn.conversion import Conversion, convert_layers, describe_conversions
 from unbraid.nn.heal import History, accuracy, heal
@@ -11,6 +11,7 @@ from unbraid.nn.start import start_from
 from unbraid.nn.surgery import disentangle_layers, match_layers, merge_back, tensorize
 
 __all__ = [
+    "COUNTING_RULE",
     "Architecture",
     "Conversion",
     "DisentangledLinear",

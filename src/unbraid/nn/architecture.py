@@ -32,6 +32,8 @@ from unbraid.ground.random import stream_seed
 from unbraid.nn.layers import DisentangledLinear, MPOLinear
 from unbraid.tensors import MPO
 
+COUNTING_RULE = "Parameters: no biases; scale and shift of batch norms; d (d - 1) / 2 of a gate of SO(d)."
+
 
 @dataclass(frozen=True)
 class TensorLayer:
@@ -183,17 +185,23 @@ class Architecture:
         Raises:
             InvalidInputError: if there is no such layer, or a circuit cannot be read.
         """
+        if not isinstance(circuits, Mapping):
+            raise InvalidInputError(
+                f"circuits are given by the numbers of layers, {{1: ('1b', '')}}; got {type(circuits).__name__}."
+            )
         unknown = [number for number in circuits if number not in range(1, len(self.layers) + 1)]
         if unknown:
             raise InvalidInputError(f"This network has layers 1 to {len(self.layers)}; got circuits for {unknown}.")
-        return Architecture(
-            tuple(
-                replace(layer, input_circuit=inward, output_circuit=output)
-                for layer, (inward, output) in (
-                    (layer, circuits.get(number, ("", ""))) for number, layer in enumerate(self.layers, 1)
-                )
-            )
-        )
+        layers = []
+        for number, layer in enumerate(self.layers, 1):
+            pair = circuits.get(number, ("", ""))
+            if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+                raise InvalidInputError(f"Layer {number} takes a pair (input circuit, output circuit); got {pair!r}.")
+            try:
+                layers.append(replace(layer, input_circuit=pair[0], output_circuit=pair[1]))
+            except InvalidInputError as error:
+                raise InvalidInputError(f"Layer {number}: {error}") from error
+        return Architecture(tuple(layers))
 
     def build(
         self,
@@ -215,8 +223,10 @@ class Architecture:
             Modules "layer1", "norm1", "relu1", "layer2", ...
 
         Raises:
-            InvalidInputError: if ``init`` or ``parametrization`` is unknown.
+            InvalidInputError: if ``init`` or ``parametrization`` is unknown, or ``dtype`` holds no fractions.
         """
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise InvalidInputError(f"dtype must be a floating-point type such as torch.float32; got {dtype!r}.")
         require_choice(init, INITS, "init")
         require_choice(parametrization, PARAMETRIZATIONS, "parametrization")
         modules: OrderedDict[str, nn.Module] = OrderedDict()
@@ -229,7 +239,7 @@ class Architecture:
         return nn.Sequential(modules)
 
     def describe(self) -> str:
-        """A table of parameters as text."""
+        """A table of parameters as text, with the counting rule."""
         rows: list[tuple[str, ...]] = [
             ("layer", "in", "out", "bonds", "MPO", "input circuit", "output circuit", "batch norm", "sum")
         ]
@@ -241,7 +251,8 @@ class Architecture:
         total = [sum(layer.parameters()[key] for layer in self.layers) for key in ("mpo", "input", "output", "norm")]
         rows.append(("total", "", "", "", *(f"{part:,}" for part in total), f"{self.num_parameters:,}"))
         widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-        return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        return "\n".join([*lines, COUNTING_RULE])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -132,6 +132,8 @@ def load_pretrained(directory: str | os.PathLike[str], model: nn.Module | None =
                 f"The model has no layer {missing[0]!r}, which {place} replaces. Pass the same architecture."
             )
         built = {name: build_layer(layer) for name, layer in configuration.layers.items()}
+        for name, layer in built.items():
+            _check_replaced(modules[name], layer, name, place)
         _check_names(model, built, state, place)  # before anything is changed
         model = replace_modules(model, {modules[name]: layer for name, layer in built.items()})
     _load_state(model, state, place)
@@ -158,6 +160,21 @@ def _dtype(name: str) -> torch.dtype:
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise FileFormatError(f"Unknown dtype {name!r} in the configuration.")
     return dtype
+
+
+def _check_replaced(module: nn.Module, layer: nn.Module, name: str, place: Path) -> None:
+    """Whether a layer of the file may stand where ``module`` stands."""
+    sizes = [(getattr(each, "out_features", None), getattr(each, "in_features", None)) for each in (module, layer)]
+    if sizes[0] != sizes[1]:
+        raise InvalidInputError(
+            f"Layer {name!r} of the model has (outputs, inputs) = {sizes[0]}; in {place} it has {sizes[1]}. Pass the "
+            "same architecture."
+        )
+    if type(module) is type(layer) and describe_layer(module) != describe_layer(layer):
+        raise InvalidInputError(
+            f"Layer {name!r} of the model is of another declaration than in {place}: legs, bonds or circuits differ. "
+            "Pass the same architecture, or its linear layers."
+        )
 
 
 def _check_names(model: nn.Module, built: dict[str, nn.Module], state: dict[str, Tensor], place: Path) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +22,7 @@ from unbraid.ground.errors import InvalidInputError
 from unbraid.ground.files import make_directory
 from unbraid.nn.heal import accuracy, heal
 from unbraid.nn.layers import MPOLinear
-from unbraid.nn.surgery import disentangle_layers
+from unbraid.nn.surgery import disentangle_these
 
 Model = TypeVar("Model", bound=nn.Module)
 Geometry = Ansatz | tuple[Ansatz, Ansatz] | int
@@ -36,7 +35,7 @@ class Conversion:
     Attributes:
         layer: that was swapped; "" for the network that was given.
         parameters: trainable scalars of the network.
-        cnots: of all its circuits, as they are built.
+        cnots: of all its circuits, as they are built; None if a gate is on wires that are not qubits.
         overlap: of the layer with its disentangled form, Eq. (2).
         swapped: validation accuracy right after the swap, before healing.
         accuracy: after healing.
@@ -44,7 +43,7 @@ class Conversion:
 
     layer: str
     parameters: int
-    cnots: int
+    cnots: int | None
     overlap: float | None
     swapped: float
     accuracy: float
@@ -92,6 +91,14 @@ def convert_layers(
         The schedule is that of "Let the Quantum Creep In: Designing Quantum Neural Network Models by Gradually
         Swapping Out Classical Components", arXiv:2409.17583.
     """
+    if not isinstance(circuits, Mapping):
+        raise InvalidInputError(f"circuits must be given by the names of layers; got {type(circuits).__name__}.")
+    for data, what in ((train_data, "train_data"), (validation_data, "validation_data")):
+        if not (isinstance(data, Sequence) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)):
+            raise InvalidInputError(f"{what} must be a pair of tensors (x, y).")
+    taken = sorted({"core_bond", "seed", "checkpoint", "results", "inplace"} & set(disentangling or ()))
+    if taken:
+        raise InvalidInputError(f"disentangling= cannot have {', '.join(taken)}: convert_layers sets it itself.")
     names = {name for name, module in model.named_modules() if isinstance(module, MPOLinear)}
     unknown = [name for name in circuits if name not in names]
     if unknown or not circuits:
@@ -99,8 +106,8 @@ def convert_layers(
             f"circuits must name MPO layers of this model, which has {', '.join(sorted(names)) or 'none'}; got "
             f"{', '.join(unknown) or 'no names'}."
         )
-    bonds = dict.fromkeys(circuits, core_bond) if isinstance(core_bond, int) else dict(core_bond)
-    if set(bonds) != set(circuits):
+    bonds = core_bond if isinstance(core_bond, Mapping) else dict.fromkeys(circuits, core_bond)
+    if set(bonds) != set(circuits) or not all(isinstance(bond, int) for bond in bonds.values()):
         raise InvalidInputError(f"core_bond must be a number, or one for each of {', '.join(circuits)}.")
     before = accuracy(model, *validation_data)
     steps = [Conversion("", *_size(model), None, before, before)]
@@ -108,9 +115,9 @@ def convert_layers(
     for name, geometry in progress.track(circuits.items(), "convert layers", len(circuits)):
         kept = None if checkpoint_dir is None else make_directory(Path(checkpoint_dir) / name)
         results: dict[str, Disentangled] = {}
-        changed = disentangle_layers(
+        changed = disentangle_these(
             changed,
-            re.escape(name),
+            {name: changed.get_submodule(name)},
             geometry,
             core_bond=bonds[name],
             results=results,
@@ -142,12 +149,16 @@ def describe_conversions(steps: list[Conversion]) -> str:
     for step in steps:
         overlap = "-" if step.overlap is None else f"{step.overlap:.3f}"
         swapped, healed = (f"{100 * value:.2f} %" for value in (step.swapped, step.accuracy))
-        rows.append((step.layer or "(given)", f"{step.parameters:,}", f"{step.cnots:,}", overlap, swapped, healed))
+        cnots = "-" if step.cnots is None else f"{step.cnots:,}"
+        rows.append((step.layer or "(given)", f"{step.parameters:,}", cnots, overlap, swapped, healed))
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def _size(model: nn.Module) -> tuple[int, int]:
+def _size(model: nn.Module) -> tuple[int, int | None]:
     """Trainable scalars, and CNOTs of all circuits."""
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return parameters, sum(module.cnot_count for module in model.modules() if isinstance(module, Circuit))
+    try:
+        return parameters, sum(module.cnot_count for module in model.modules() if isinstance(module, Circuit))
+    except InvalidInputError:  # not on qubits
+        return parameters, None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from unbraid.circuits import Circuit
 from unbraid.ground import progress
 from unbraid.ground.errors import DidNotConvergeError, InvalidInputError, require_finite
 from unbraid.ground.files import make_directory, problem_hash, read_checkpoint, write_checkpoint
@@ -103,8 +104,9 @@ def heal(
             another run.
         DidNotConvergeError: if the loss becomes NaN or infinite.
     """
-    _check(model, epochs, lr, batch_size, patience, validation_data, teacher, loss)
+    _check(model, epochs, lr, batch_size, patience, weight_decay, validation_data, teacher, loss)
     train = _Batches(train_data, batch_size, "train_data")
+    _check_norms(model, train)
     validation = None if validation_data is None else _Batches(validation_data, 1024, "validation_data")
     if loss is None:
         for batches, name in ((train, "train_data"), (validation, "validation_data")):
@@ -122,6 +124,7 @@ def heal(
         start = _fingerprint(best_state)
         problem = problem_hash(
             {
+                "model": _structure(model),
                 "data": [train.identity, None if validation is None else validation.identity],
                 "teacher": None if teacher is None else hash_tensors(*teacher.state_dict().values()),
                 "functions": [_name(loss), _name(scheduler or "onecycle"), type(chosen).__name__],
@@ -388,6 +391,17 @@ def _fingerprint(state: dict[str, Tensor]) -> str:
     return hash_tensors(*state.values())
 
 
+def _structure(model: nn.Module) -> list[Any]:
+    """What a model is besides its numbers: two may have states of equal names and shapes, and yet differ."""
+    found = []
+    for name, module in model.named_modules():
+        circuit = (
+            [module.ansatz.to_dict(), module.parametrization, module.mirrored] if isinstance(module, Circuit) else []
+        )
+        found.append([name, type(module).__qualname__, module.extra_repr(), circuit])
+    return [found, [[name, list(tensor.shape)] for name, tensor in model.state_dict().items()]]
+
+
 def _name(function: object) -> str | None:
     """A name that is the same in another process, unlike ``repr`` of a function."""
     if function is None or isinstance(function, str):
@@ -422,20 +436,41 @@ def _check(
     lr: float,
     batch_size: int,
     patience: int | None,
+    weight_decay: float,
     validation_data: Data | None,
     teacher: nn.Module | None,
     loss: Loss | None,
 ) -> None:
-    for value, name in ((epochs, "epochs"), (batch_size, "batch_size")):
-        if not isinstance(value, int) or value < 1:
+    for value, name in ((epochs, "epochs"), (batch_size, "batch_size"), (patience, "patience")):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise InvalidInputError(f"{name} must be a positive integer; got {value!r}.")
-    if not (math.isfinite(lr) and lr > 0):
+    if not (_is_number(lr) and lr > 0):
         raise InvalidInputError(f"lr must be a positive number; got {lr!r}.")
-    if patience is not None and (validation_data is None or patience < 1):
-        raise InvalidInputError("patience needs validation_data, and must be at least 1.")
+    if not (_is_number(weight_decay) and weight_decay >= 0):
+        raise InvalidInputError(f"weight_decay must be a number, at least 0; got {weight_decay!r}.")
+    if patience is not None and validation_data is None:
+        raise InvalidInputError("patience needs validation_data.")
+    if teacher is not None and not isinstance(teacher, nn.Module):
+        raise InvalidInputError(f"teacher must be a module; got {type(teacher).__name__}.")
     if teacher is not None and loss is not None:
         raise InvalidInputError("Give a teacher or a loss of your own, not both.")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InvalidInputError("The model has no trainable parameters: there is nothing to heal.")
     for name, parameter in model.named_parameters():
         require_finite(parameter, f"The parameter {name!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_norms(model: nn.Module, train: _Batches) -> None:
+    """Refuse batches of one row for batch normalisation, which needs two to train."""
+    if train.pair is None or min(train.batch_size, len(train.pair[0])) > 1:
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise InvalidInputError(
+                f"{name or 'The model'} normalises over a batch and cannot be trained on single rows; got "
+                f"{len(train.pair[0])} rows in batches of {train.batch_size}. Take at least two."
+            )

@@ -32,6 +32,8 @@ class RiemannianAdam(torch.optim.Adam):
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], model: nn.Module, **options: Any) -> None:
+        if not isinstance(model, nn.Module):
+            raise InvalidInputError(f"model must be the module whose circuits are moved; got {type(model).__name__}.")
         super().__init__(parameters, **options)
         self._circuits = [module for module in model.modules() if isinstance(module, Circuit) and module.generators]
         if not self._circuits:

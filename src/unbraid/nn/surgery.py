@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -184,6 +184,23 @@ def disentangle_layers(
         InvalidInputError: if no MPO layer matches, or circuits do not fit a layer. The model is then unchanged.
     """
     layers = match_layers(model, targets, (MPOLinear,))
+    return disentangle_these(
+        model, layers, ansatz_or_depth, inplace=inplace, results=results, gate=gate, checkpoint=checkpoint, **options
+    )
+
+
+def disentangle_these(
+    model: Model,
+    layers: Mapping[str, nn.Module],
+    ansatz_or_depth: Ansatz | tuple[Ansatz, Ansatz] | int,
+    *,
+    inplace: bool = False,
+    results: dict[str, Disentangled] | None = None,
+    gate: str = "so",
+    checkpoint: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Model:
+    """:func:`disentangle_layers` of the MPO layers that are given, by name, and of no others."""
     kept = None if checkpoint is None else make_directory(checkpoint)
 
     def convert(name: str, layer: nn.Module) -> nn.Module:
@@ -274,7 +291,7 @@ def _brickwall_on(dims: Sequence[int], depth: int, gate: str) -> Ansatz:
 
 def _replace(
     model: Model,
-    layers: dict[str, nn.Module],
+    layers: Mapping[str, nn.Module],
     convert: Callable[[str, nn.Module], nn.Module],
     inplace: bool,
     description: str,

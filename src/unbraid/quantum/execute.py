@@ -182,7 +182,7 @@ def count_qubits(circuit: Circuit) -> int:
     if any(dim & (dim - 1) for dim in dims) or circuit.dimension < 2:
         raise InvalidInputError(
             f"A quantum circuit needs wires of dimension 2, 4, 8, ..., at least one; got {dims}. Tensorize the layer "
-            "with sites='qubits'."
+            "with sites='qubits', or declare wires of qubits (input_wires, output_wires)."
         )
     return circuit.dimension.bit_length() - 1
 

@@ -151,12 +151,18 @@ class QuantumLinear(nn.Module):
         self._calls = 0
         if isinstance(self.readout, Tomography):
             self.readout.check(self.executor)
+        for each in layers:
+            for parameter, values in each.named_parameters():
+                require_finite(values, f"{parameter!r} of {name}")
         for stage in self.stages():
-            if isinstance(self.executor, SamplerExecutor):
-                qubits = self.executor.check_width(stage.circuit)
-            else:
-                qubits = count_qubits(stage.circuit)
-            self.readout.circuits(qubits)  # settings that this width does not have are refused here
+            try:
+                if isinstance(self.executor, SamplerExecutor):
+                    qubits = self.executor.check_width(stage.circuit)
+                else:
+                    qubits = count_qubits(stage.circuit)
+                self.readout.circuits(qubits)  # settings that this width does not have are refused here
+            except InvalidInputError as error:
+                raise InvalidInputError(f"{stage.name}: {error}") from error
 
     @property
     def in_features(self) -> int:
@@ -247,13 +253,14 @@ class QuantumLinear(nn.Module):
     def _segments(self, run: _Run) -> list[tuple[Stage, Placed]]:
         """The linear pieces of a run and their gates, which are differentiable."""
         first, *others = run.circuits
-        parts = first.segment_gates()
+        dims, parts = first.ansatz.wire_dims, first.segment_gates()
         if others:
-            parts = [list(merged([gate for circuit in run.circuits for gate in circuit.segment_gates()[0]]))]
+            dims = _wires_without_ones(first)
+            parts = [list(merged([gate for circuit in run.circuits for gate in _placed_without_ones(circuit)]))]
         found: list[tuple[Stage, Placed]] = []
         for k, placed in enumerate(parts):
             detached = [(gate if isinstance(gate, str) else gate.detach(), wires) for gate, wires in placed]
-            circuit = Circuit.from_gates(first.ansatz.wire_dims, detached, dtype=first.dtype, device=first.device)
+            circuit = Circuit.from_gates(dims, detached, dtype=first.dtype, device=first.device)
             name = run.name + (f".{k}" if len(parts) > 1 else "")
             shifted = None if self.gradient == "none" else sum(map(_angles, placed))
             stage = Stage(name, circuit, self.readout, self.shots, self.encoding, self.executor, shifted)
@@ -336,10 +343,22 @@ def _joinable(first: DisentangledLinear, second: DisentangledLinear) -> bool:
     out, inward = first.output_circuit, second.input_circuit
     return (
         first.out_features == second.in_features == out.dimension == inward.dimension
-        and out.ansatz.wire_dims == inward.ansatz.wire_dims
+        and _wires_without_ones(out) == _wires_without_ones(inward)
         and out.is_linear
         and inward.is_linear
     )
+
+
+def _wires_without_ones(circuit: Circuit) -> tuple[int, ...]:
+    return tuple(dim for dim in circuit.ansatz.wire_dims if dim > 1) or (1,)
+
+
+def _placed_without_ones(circuit: Circuit) -> Placed:
+    """The gates of a linear circuit on the wires that :func:`_wires_without_ones` leaves."""
+    left = [wire for wire, dim in enumerate(circuit.ansatz.wire_dims) if dim > 1]
+    return [
+        (gate, tuple(left.index(wire) for wire in wires if wire in left)) for gate, wires in circuit.segment_gates()[0]
+    ]
 
 
 def to_quantum(

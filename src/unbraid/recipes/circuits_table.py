@@ -10,10 +10,21 @@ from typing import Any
 
 from unbraid.circuits import Ansatz, Circuit
 from unbraid.ground.random import stream_seed
-from unbraid.nn import Architecture
+from unbraid.nn import COUNTING_RULE, Architecture
 from unbraid.quantum import count_gates
 from unbraid.recipes.implicit import Line, Study, exported
-from unbraid.recipes.recipe import Outcome, Recipe, Request, Row, Section, Task, make_row, with_spread
+from unbraid.recipes.recipe import (
+    GATE_COUNTS,
+    Outcome,
+    Recipe,
+    Request,
+    Row,
+    Section,
+    Task,
+    counted,
+    make_row,
+    with_spread,
+)
 
 
 @dataclass(frozen=True)
@@ -54,10 +65,10 @@ def make_recipe(study: Study, name: str, table: str) -> Recipe:
             title=f"{name}: the circuits of the networks of {table}",
             note=(
                 "Circuits in the layer grammar, the first layer next to the operator; gates Haar-random, "
-                f"{request.seeds} seeds, which only transpiled counts depend on. As built: CNOTs of the exported "
-                "circuits, any two qubits coupled. Transpiled: two-qubit gates on FakeMontreal, 27 qubits, level "
-                f"{request.settings.level}. State preparation is not counted. The paper prints layers and kinds of "
-                "gates, and no counts."
+                f"{counted(request.seeds, 'seed')}, which only transpiled counts depend on. As built: CNOTs of the "
+                "exported circuits, any two qubits coupled. Transpiled: two-qubit gates on FakeMontreal, 27 qubits, "
+                f"level {request.settings.level}. State preparation is not counted. The paper prints layers and "
+                f"kinds of gates, and no counts. {COUNTING_RULE}"
             ),
             rows=rows,
             sections=(_totals(rows), _circuits(rows)),
@@ -72,6 +83,7 @@ def make_recipe(study: Study, name: str, table: str) -> Recipe:
         tasks=tasks,
         assemble=assemble,
         plot=_plot,
+        extras=GATE_COUNTS,
     )
 
 

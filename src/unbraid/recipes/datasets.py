@@ -7,6 +7,7 @@ ever loaded.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from unbraid.ground.random import stream
 from unbraid.recipes.catalogue import PUBLISHED
 from unbraid.recipes.downloads import download as download_files
 from unbraid.recipes.images import require_size, to_rows
-from unbraid.recipes.layouts import find_published, find_source, read_pixels
+from unbraid.recipes.layouts import Pixels, find_published, find_source, read_pixels
 from unbraid.recipes.splits import stratified_split
 
 DIGITS = "digits"
@@ -75,6 +76,7 @@ def load_dataset(
     seed: int = 0,
     validation_fraction: float | None = None,
     size: int | None = None,
+    read: Callable[[str, Path], Pixels] | None = None,
 ) -> Dataset:
     """Load a data set, flattened and split.
 
@@ -90,6 +92,7 @@ def load_dataset(
             of digits (225 images) and a tenth of the others.
         size: side of the images: 8, 16 or 32. 28x28 is padded with zeros to 32x32, then means of square blocks are
             taken. None leaves them as published.
+        read: instead of :func:`read_published`, if there is ``data_dir`` and no download; one that remembers.
 
     Returns:
         Rows of 64, 784 or 3072 pixels, or ``size`` squared times the channels; colours vary fastest.
@@ -108,16 +111,16 @@ def load_dataset(
     published = PUBLISHED[name]
     require_size(size, published.shape, name)
     generator = stream(seed, "dataset", name, "validation")
-    if data_dir is None and not download:
+    place = None if data_dir is None else Path(data_dir)
+    if download:
+        source = (place and find_published(published, place)) or download_files(published, place)
+        pixels = read_pixels(published, source)
+    elif place is not None:
+        pixels = (read or read_published)(name, place)
+    else:
         raise InvalidInputError(
             f"{published.title} needs data_dir=, a folder that holds {', '.join(published.files)}, or download=True."
         )
-    place = None if data_dir is None else Path(data_dir)
-    if download or place is None:
-        source = (place and find_published(published, place)) or download_files(published, place)
-    else:
-        source = find_source(published, place)
-    pixels = read_pixels(published, source)
 
     (images, labels), (test_images, test_labels) = pixels.train, pixels.test
     y = torch.tensor(labels).to(torch.int64)
@@ -132,6 +135,21 @@ def load_dataset(
         provenance=f"{pixels.provenance}; {len(chosen)} of {len(y)} training images for validation, by class, "
         f"seed {seed}" + (f"; scaled to {size}x{size} by block means, 28x28 padded to 32x32 before" if resized else ""),
     )
+
+
+def read_published(name: str, data_dir: Path) -> Pixels:
+    """The images and labels of a published data set, as they are.
+
+    Args:
+        name: of the data set.
+        data_dir: see :func:`load_dataset`.
+
+    Raises:
+        InvalidInputError: if the files are not there.
+        FileFormatError: if a file is damaged, incomplete, or not what its name says.
+    """
+    published = PUBLISHED[name]
+    return read_pixels(published, find_source(published, data_dir))
 
 
 def load_tensors_dataset(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor]:

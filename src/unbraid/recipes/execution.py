@@ -31,7 +31,7 @@ from unbraid.quantum.reading import Readout, uniform
 from unbraid.quantum.reference import reference_share, reference_states, solve_reference
 from unbraid.quantum.signs import settings_of, with_hadamards
 from unbraid.recipes.datasets import Dataset
-from unbraid.recipes.recipe import Outcome, Recipe, Request, Row, Section, Task, make_row
+from unbraid.recipes.recipe import GATE_COUNTS, Outcome, Recipe, Request, Row, Section, Task, make_row
 
 DEVICES = ("fake_montreal", "fake_marrakesh")
 QUBITS = {8: 6, 16: 8}
@@ -366,4 +366,5 @@ RECIPE = Recipe(
     tasks=_tasks,
     assemble=_assemble,
     plot=_plot,
+    extras={**GATE_COUNTS, "qiskit_aer.primitives": "aer"},
 )

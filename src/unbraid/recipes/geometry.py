@@ -20,7 +20,7 @@ from torch import nn
 from unbraid.circuits import Ansatz, parse_ansatz, search_geometry
 from unbraid.disentangling import disentangle, search_placement
 from unbraid.ground.random import stream_seed
-from unbraid.nn import DisentangledLinear, MPOLinear, accuracy, heal
+from unbraid.nn import COUNTING_RULE, DisentangledLinear, MPOLinear, accuracy, heal
 from unbraid.recipes.datasets import Dataset
 from unbraid.recipes.implicit import weights_of, with_weights
 from unbraid.recipes.recipe import Outcome, Recipe, Request, Row, Section, Task, counted, make_row, with_spread
@@ -187,7 +187,7 @@ def _tasks(request: Request) -> list[Task]:
     found = []
     for seed in range(request.seeds):
         first = f"seed-{seed}-original"
-        found.append(Task(first, run_original, {"seed": seed}, seed=seed))
+        found.append(Task(first, run_original, {"seed": seed}, seed=seed, depends=own_design().to_dict()))
         for number, way in enumerate(WAYS):
             found.append(Task(f"seed-{seed}-way-{number}", run_way, {"way": way, "seed": seed}, after=first, seed=seed))
     return found
@@ -230,7 +230,7 @@ def _assemble(request: Request, results: Mapping[str, Any]) -> Outcome:
             f"256 -> 64, trained at bond 2 within a network for {settings.epochs} epochs and disentangled to a product "
             f"core on qubits. Searches by accuracy score {settings.evaluations} placements each, by the validation "
             f"accuracy after {counted(settings.scored, 'epoch')}; the best placement of each way is healed for "
-            f"{settings.healing} epochs and tested."
+            f"{settings.healing} epochs and tested. {COUNTING_RULE}"
         ),
         rows=rows,
         sections=(_section(rows),),

@@ -152,7 +152,7 @@ def _assemble(request: Request, results: Mapping[str, Any]) -> Outcome:
         ),
         rows=rows,
         sections=(
-            _section(rows, settings, "Gradients at the start, in units of 0.001", _gradients),
+            _section(rows, settings, "Gradients at the start", _gradients),
             _section(rows, settings, "Outermost angles against those next to the core, ratio of gradients", _ratios),
             _section(rows, settings, "Test accuracy in per cent after training", _accuracies),
         ),
@@ -170,11 +170,12 @@ def _section(rows: Sequence[Row], settings: Settings, heading: str, values: Any)
 
 
 def _gradients(row: Row) -> str:
-    return with_spread([1000 * value for value in row["values"]], 2)
+    return f"{row['mean']:.1e} ± {row['std']:.0e}" if len(row["values"]) > 1 else f"{row['mean']:.1e}"
 
 
 def _ratios(row: Row) -> str:
-    return with_spread([one / other for one, other in zip(row["outer"], row["inner"], strict=True)], 2)
+    pairs = list(zip(row["outer"], row["inner"], strict=True))
+    return with_spread([one / other for one, other in pairs], 2) if all(other for _, other in pairs) else "-"
 
 
 def _accuracies(row: Row) -> str:

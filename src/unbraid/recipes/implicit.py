@@ -38,7 +38,7 @@ class Line:
 
     Attributes:
         name: of the row.
-        kind: "original" | "hybrid" | "control".
+        kind: "original" | "hybrid" | "control"; an original is what a hybrid starts from.
         architecture: the declaration; None for a module.
         start: "original" and "longer": from random cores, for the epochs of the original alone or of both trainings;
             "explicit": from the trained original, see :func:`unbraid.nn.start_from`; "near_identity" and "random": from
@@ -63,6 +63,16 @@ class Line:
     size: int | None = None
     origin: Architecture | None = None
     noise_shots: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What decides its result, ready for JSON."""
+        networks = {
+            key: None if value is None else value.to_dict()
+            for key, value in (("architecture", self.architecture), ("origin", self.origin))
+        }
+        with isolated(0, "description"):
+            module = None if self.module is None else str(self.module())
+        return {**networks, "module": module, "start": self.start, "size": self.size, "noise_shots": self.noise_shots}
 
 
 @dataclass(frozen=True)
@@ -116,18 +126,24 @@ class Study:
         found = []
         for seed in range(request.seeds):
             first = f"seed-{seed}-original"
-            found.append(Task(first, run_original, {"seed": seed}, seed=seed))
-            for number, line in enumerate(self.lines[1:], 1):
+            found.append(Task(first, run_original, {"seed": seed}, seed=seed, depends=self.lines[0].to_dict()))
+            for line in self.lines[1:]:
                 arguments = {"line": line.name, "seed": seed}
-                found.append(Task(f"seed-{seed}-line-{number}", run_line, arguments, after=first, seed=seed))
+                name = self.task_name(seed, line)
+                found.append(Task(name, run_line, arguments, after=first, seed=seed, depends=line.to_dict()))
         return found
+
+    def task_name(self, seed: int, line: Line) -> str:
+        """Of the task that trains a line."""
+        kept = "".join(letter if letter.isalnum() else " " for letter in line.name)
+        return f"seed-{seed}-{'-'.join(kept.split())}"
 
     def results(self, request: Request, results: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
         """What :meth:`tasks` found, by line; one a seed."""
         seeds = range(request.seeds)
         found = {self.lines[0].name: [results[f"seed-{seed}-original"] for seed in seeds]}
-        for number, line in enumerate(self.lines[1:], 1):
-            found[line.name] = [results[f"seed-{seed}-line-{number}"] for seed in seeds]
+        for line in self.lines[1:]:
+            found[line.name] = [results[self.task_name(seed, line)] for seed in seeds]
         return found
 
 
@@ -188,9 +204,8 @@ def train_line(
             found = _train(model, data, training, seed, epochs)
     else:
         model = start_line(line, original, seed, training.sweeps)
-        before = accuracy(model, *data.validation)
         with nullcontext() if line.noise_shots is None else shot_noise(model, line.noise_shots):
-            found = _heal(model, data, training, seed, training.healing) | {"before": before}
+            found = _heal(model, data, training, seed, training.healing)
     return model, {**found, **describe_layers(model, original)}
 
 
@@ -283,8 +298,7 @@ def describe_training(training: Training) -> str:
         f"{training.healing} more (batches of {training.healing_batch_size}, peak {training.healing_lr:g}); controls "
         "from scratch are trained for as many epochs in all, those with circuits like a healing and others like the "
         "original. Adam, one cycle, the weights of the epoch best on the validation part; circuits and training were "
-        "chosen on it too. Parameters: no biases, scale and shift of batch norms, d (d - 1) / 2 a gate. The paper's "
-        "numbers are of its own, unknown architecture and training."
+        "chosen on it too. {COUNTING_RULE} The paper's numbers are of its own, unknown architecture and training."
     )
 
 
@@ -302,7 +316,7 @@ def describe_layers(model: nn.Module, original: nn.Module | None = None) -> dict
                 "cnots": [layer.input_circuit.cnot_count, layer.output_circuit.cnot_count],
                 "transpiled": [_transpiled(layer.input_circuit), _transpiled(layer.output_circuit)],
             }
-            if layer.is_linear:
+            if layer.is_linear and layer.core.bond_dims:
                 core = layer.core
                 entropies[name] = {
                     "layer": float(dense_entropies(layer.weight.double(), core.out_dims, core.in_dims).mean()),
@@ -358,7 +372,6 @@ def make_rows(study: Study, request: Request, results: Mapping[str, Any]) -> lis
                 description=line.text,
                 start=line.start,
                 validation=[each["validation"] for each in found],
-                before=[each.get("before") for each in found],
                 cnots=_total(found, "cnots"),
                 transpiled=_total(found, "transpiled"),
                 entropies=[each["entropies"] for each in found],

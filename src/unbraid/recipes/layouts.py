@@ -70,7 +70,7 @@ def find_source(published: Published, data_dir: Path) -> Path:
     if not data_dir.is_dir():
         raise InvalidInputError(
             f"data_dir must be a folder or archive that holds {published.title}; there is none at {data_dir}. Correct "
-            "the path, or let download=True fetch the files."
+            "the path, or have the files downloaded (download=True; --download of the commands that take data)."
         )
     try:
         return find_published(published, data_dir) or _find_other(published, data_dir)
@@ -117,7 +117,7 @@ def _find_other(published: Published, data_dir: Path) -> Path:
         f"No {published.title} in {', '.join(map(str, roots))}. Looked for {', '.join(published.files)}"
         f"{' (or the Python batches)' if len(layouts) > 1 else ' (also without .gz)'}, for folders train/CLASS/ and "
         f"test/CLASS/ of images, and for an archive ({', '.join(ARCHIVE_SUFFIXES)}) of these.{also} Correct data_dir, "
-        "or let download=True fetch the files."
+        "or have the files downloaded (download=True; --download of the commands that take data)."
     )
 
 

@@ -23,6 +23,7 @@ from unbraid.nn import accuracy, convert_layers, disentangle_layers, heal, tenso
 from unbraid.quantum import TorchExecutor, count_gates, estimate_cost, to_quantum
 from unbraid.recipes.datasets import Dataset
 from unbraid.recipes.recipe import (
+    GATE_COUNTS,
     Outcome,
     Recipe,
     Request,
@@ -259,4 +260,5 @@ RECIPE = Recipe(
     tasks=_tasks,
     assemble=_assemble,
     plot=_plot,
+    extras=GATE_COUNTS,
 )

@@ -9,12 +9,14 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from unbraid.ground.errors import InvalidInputError
 from unbraid.recipes.catalogue import PUBLISHED
-from unbraid.recipes.datasets import Dataset, load_dataset
+from unbraid.recipes.datasets import Dataset, load_dataset, read_published
+from unbraid.recipes.layouts import Pixels
 
 Row = dict[str, Any]
 
@@ -47,7 +49,13 @@ class Request:
                 f"reproduce {self.recipe} needs {published.title}: give the folder that holds {name}/ or "
                 f"{', '.join(published.files)} with --data-dir."
             )
-        return load_dataset(name, data_dir=self.data_dir, seed=seed, size=size)
+        return load_dataset(name, data_dir=self.data_dir, seed=seed, size=size, read=_read_once)
+
+
+@lru_cache(maxsize=1)
+def _read_once(name: str, data_dir: Path) -> Pixels:
+    """The tasks of a process share what was read: decoding 60,000 images takes longer than a short task."""
+    return read_published(name, data_dir)
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,8 @@ class Task:
         arguments: ready for JSON.
         after: name of the task that it waits for; that one waits for none.
         seed: whose data it depends on, if any.
+        depends: what else decides the result, such as the declaration of a network that ``arguments`` only name; ready
+            for JSON.
     """
 
     name: str
@@ -68,6 +78,7 @@ class Task:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     after: str | None = None
     seed: int | None = None
+    depends: Any = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +137,7 @@ class Recipe:
         tasks: the units of work.
         assemble: from the results by the name of the task.
         plot: writes the PNG file.
+        extras: modules that it needs besides, and the extra that each comes with; looked for before any work.
     """
 
     settings: Any
@@ -136,6 +148,10 @@ class Recipe:
     tasks: Callable[[Request], list[Task]]
     assemble: Callable[[Request, Mapping[str, Any]], Outcome]
     plot: Callable[[Path, Sequence[Row]], None]
+    extras: Mapping[str, str] = field(default_factory=dict)
+
+
+GATE_COUNTS = {"qiskit_ibm_runtime.fake_provider": "ibm"}  # extras of recipes that transpile
 
 
 def make_row(

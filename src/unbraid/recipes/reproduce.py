@@ -71,13 +71,14 @@ def reproduce(
     Raises:
         InvalidInputError: if the name is unknown, a number out of range, or data are missing.
         OutputError: if ``out`` cannot be written to.
-        MissingExtraError: if matplotlib is not installed.
+        MissingExtraError: if matplotlib is not installed, or something else that the recipe needs.
     """
     require_choice(name, tuple(RECIPES), "name of the recipe")
     if seeds is not None and seeds < 1:
         raise InvalidInputError(f"seeds must be at least 1; got {seeds}.")
-    require_extra("matplotlib", "report")
     recipe = RECIPES[name]
+    for module, extra in {"matplotlib": "report", **recipe.extras}.items():
+        require_extra(module, extra)
     request = Request(
         recipe=name,
         settings=recipe.quick if quick else recipe.settings,
@@ -122,6 +123,7 @@ def _run(
                     **common,
                     "task": task.name,
                     "arguments": dict(task.arguments),
+                    **({} if task.depends is None else {"depends": task.depends}),
                     "after": None if task.after is None else problems[task.after],
                     "data": None if task.seed is None or not data else data[task.seed]["hash"],
                 }
@@ -177,4 +179,5 @@ def _table(section: Section) -> list[str]:
     cells = [(line[0] + detail, *line[1:]) for line, detail in zip(section.cells, details, strict=True)]
     _, *others = zip(*section.cells, strict=True)
     rule = ["---", *("---:" if all(cell[:1] in "0123456789-–" for cell in column) else "---" for column in others)]
-    return [f"| {' | '.join(line)} |" for line in [section.columns, tuple(rule), *cells]]
+    lines = [section.columns, tuple(rule), *cells]
+    return ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines]

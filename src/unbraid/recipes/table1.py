@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Any
 from unbraid.circuits import brickwall
 from unbraid.disentangling import disentangle
 from unbraid.quantum.unitaries import OWN_QUBITS, generic_gate_counts
-from unbraid.recipes.recipe import Outcome, Recipe, Request, Row, Section, Task, counted, make_row, spread, with_spread
+from unbraid.recipes.recipe import (
+    GATE_COUNTS,
+    Outcome,
+    Recipe,
+    Request,
+    Row,
+    Section,
+    Task,
+    counted,
+    make_row,
+    spread,
+    with_spread,
+)
 from unbraid.recipes.tnn import (
     SITES,
     START_OF,
@@ -445,4 +457,5 @@ RECIPE = Recipe(
     tasks=_tasks,
     assemble=_assemble,
     plot=_plot,
+    extras=GATE_COUNTS,
 )

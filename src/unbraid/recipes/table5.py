@@ -29,7 +29,7 @@ from unbraid.recipes.implicit import (
     train_original,
 )
 from unbraid.recipes.networks import TABLE6, fig6
-from unbraid.recipes.recipe import Outcome, Recipe, Request, Task, counted
+from unbraid.recipes.recipe import GATE_COUNTS, Outcome, Recipe, Request, Task, counted
 
 DISENTANGLED = "disentangled, no gates"
 PAPER = {
@@ -167,6 +167,7 @@ RECIPE = Recipe(
     tasks=_tasks,
     assemble=_assemble,
     plot=plot,
+    extras=GATE_COUNTS,
 )
 
 CIRCUITS = make_recipe(STUDY, "Table 6", "Table 5")
