@@ -69,9 +69,9 @@ class Settings:
     healing: int = 20
     healing_lr: float = 4e-3
     healing_batch_size: int = 256
-    bond: int = 16
-    core_bond: int = 8
-    depth: int = 3
+    bond: int = 32
+    core_bond: int = 16
+    depth: int = 2
     sweeps: int = 100
     shots: int = 30_000
 
@@ -105,7 +105,7 @@ def run_seed(request: Request, seed: int) -> dict[str, Any]:
         dict.fromkeys(reversed(TARGETS), settings.depth),
         data.train,
         data.validation,
-        epochs=settings.healing,
+        epochs=max(1, settings.healing // len(TARGETS)),
         lr=settings.healing_lr,
         core_bond=settings.core_bond,
         teacher=dense,
@@ -190,7 +190,7 @@ def _assemble(request: Request, results: Mapping[str, Any]) -> Outcome:
         HEALED: "the same, healed",
         EXPLICIT: f"{settings.depth} layers of SO(4) a side around cores of bond {settings.core_bond}",
         FINAL: "the same, healed with trainable gates",
-        IN_TURN: "fc2 disentangled and healed first, then fc1",
+        IN_TURN: "fc2 disentangled and healed first, then fc1, half the epochs each",
         SHOTS: f"'{FINAL}' with {settings.shots:,} shots a vector and circuit",
         LOW_RANK: f"fc1 and fc2 as two factors each, with at most as many scalars as '{FINAL}'",
     }

@@ -117,6 +117,14 @@ STUDY = Study(
             "explicit",
             "rows of CNOTs and SO(4) around layers 2 and 3, layer 4 keeps its bond",
         ),
+        Line(
+            OURS_NOISY,
+            "hybrid",
+            _ours({2: ("5*(cnot+1b)", "")}),
+            "explicit",
+            f"'{OURS_SMALL}' healed with the noise of 1,000 shots",
+            noise_shots=1_000,
+        ),
         Line(DESIGN, "original", own_design(), "longer", "16x16 images, 256 -> 64 at bond 2, then 64 -> 10", size=16),
         Line(
             DESIGN_CIRCUITS,
@@ -182,14 +190,6 @@ STUDY = Study(
             "bonds of 1",
             size=28,
             origin=fig5_a(),
-        ),
-        Line(
-            OURS_NOISY,
-            "hybrid",
-            _ours({2: ("5*(cnot+1b)", "")}),
-            "explicit",
-            f"'{OURS_SMALL}' healed with the noise of 1,000 shots",
-            noise_shots=1_000,
         ),
     ),
 )
