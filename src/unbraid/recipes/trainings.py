@@ -65,7 +65,7 @@ class Way:
 
 
 WAYS = (
-    Way("explicit start, exponential, Adam, one cycle"),
+    Way("explicit start, Adam, one cycle"),
     Way("start near the identity", start="near_identity"),
     Way("start at the identity", start="identity"),
     Way("Haar-random start", start="random"),
