@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unbraid.circuits import Circuit, parse_ansatz
-from unbraid.nn import DisentangledLinear, MPOLinear
+from unbraid.nn import COUNTING_RULE, DisentangledLinear, MPOLinear
 from unbraid.recipes import gradients, implicit, mlp, networks, table3, tnn
 from unbraid.recipes import reproduce as module
 from unbraid.recipes.implicit import Line, Study, Training, start_line
@@ -118,6 +118,7 @@ def test_table3(tmp_path, mnist_dir, monkeypatch):
     assert entropies["original"] <= entropies["original_largest"]
     assert rows["only CNOTs"]["parameters"] == rows["random permutations for CNOTs"]["parameters"]
     assert "Are they disentanglers?" in text
+    assert COUNTING_RULE in text
     assert (tmp_path / "table3-entropies.png").read_bytes().startswith(b"\x89PNG")
 
 

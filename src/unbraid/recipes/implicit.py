@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from unbraid.circuits import Ansatz, Circuit
 from unbraid.disentangling import disentangle
 from unbraid.ground.random import isolated, stream, stream_seed
-from unbraid.nn import Architecture, DisentangledLinear, MPOLinear, accuracy, heal, start_from
+from unbraid.nn import COUNTING_RULE, Architecture, DisentangledLinear, MPOLinear, accuracy, heal, start_from
 from unbraid.quantum import count_gates, shot_noise
 from unbraid.recipes.datasets import Dataset
 from unbraid.recipes.recipe import Request, Row, Section, Task, make_row, plot_accuracies, with_spread
@@ -298,7 +298,7 @@ def describe_training(training: Training) -> str:
         f"{training.healing} more (batches of {training.healing_batch_size}, peak {training.healing_lr:g}); controls "
         "from scratch are trained for as many epochs in all, those with circuits like a healing and others like the "
         "original. Adam, one cycle, the weights of the epoch best on the validation part; circuits and training were "
-        "chosen on it too. {COUNTING_RULE} The paper's numbers are of its own, unknown architecture and training."
+        f"chosen on it too. {COUNTING_RULE} The paper's numbers are of its own, unknown architecture and training."
     )
 
 
