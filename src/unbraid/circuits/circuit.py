@@ -119,6 +119,7 @@ class Circuit(nn.Module):
         for position, name in ansatz.joints:
             joint = nn.ReLU() if name == "relu" else BatchNormReLU(ansatz.dimension, dtype=dtype, device=device)
             self.joints[str(position)] = joint
+        self._segments = tuple(self._split())  # every forward pass asks for them
 
     @classmethod
     def from_gates(
@@ -350,7 +351,7 @@ class Circuit(nn.Module):
                 f"This circuit acts on vectors of {self.dimension} entries; got shape {tuple(x.shape)}. "
                 "Pad x with zeros."
             )
-        parts = [(self._program(run) if run else None, joint) for run, joint in self._parts()]
+        parts = [(self._program(run) if run else None, joint) for run, joint in self._segments]
         pools = self._pools([program for program, _ in parts if program is not None])
         batch = x.shape[:-1]
         x = x.reshape(-1, self.dimension)
@@ -358,7 +359,7 @@ class Circuit(nn.Module):
             if program is not None:
                 x = self._apply_run(x if prepare is None else prepare(x), program, pools)
             if joint is not None:
-                x = joint(x)
+                x = self.joints[joint](x)
         return x.reshape(*batch, self.dimension)
 
     def adjoint(self, x: Tensor) -> Tensor:
@@ -392,16 +393,16 @@ class Circuit(nn.Module):
             raise InvalidInputError("A circuit with nonlinearities between its segments has no matrix; see segments().")
 
     def _whole(self) -> tuple[int, ...]:
-        return tuple(step for step in self.schedule() if isinstance(step, int))
+        return tuple(gate for run, _ in self._segments for gate in run)
 
-    def _parts(self) -> Iterator[tuple[tuple[int, ...], nn.Module | None]]:
-        """The gates of each segment in the order in which they act, and the joint behind it."""
+    def _split(self) -> Iterator[tuple[tuple[int, ...], str | None]]:
+        """The gates of each segment in the order in which they act, and the key of the joint behind it."""
         run: list[int] = []
         for step in self.schedule():
             if isinstance(step, int):
                 run.append(step)
             else:
-                yield tuple(run), self.joints[step]
+                yield tuple(run), step
                 run = []
         yield tuple(run), None
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -348,6 +349,10 @@ class _Move(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         index, inverse = ctx.saved_tensors
         return _Move.apply(gradients[0], inverse, index), None, None
+
+
+# torch asks for it at every call, and inspect makes it anew each time where it is not stored
+_Move.forward.__signature__ = signature(_Move.forward)  # type: ignore[attr-defined]
 
 
 def _moving(index: Tensor, inverse: Tensor, sign: Tensor | None) -> Callable[[Tensor], Tensor]:

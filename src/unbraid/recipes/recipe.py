@@ -49,12 +49,17 @@ class Request:
                 f"reproduce {self.recipe} needs {published.title}: give the folder that holds {name}/ or "
                 f"{', '.join(published.files)} with --data-dir."
             )
-        return load_dataset(name, data_dir=self.data_dir, seed=seed, size=size, read=_read_once)
+        return _load_once(name, self.data_dir, seed, size)
+
+
+# The tasks of a process share what was read and made: decoding 60,000 images takes longer than a short task.
+@lru_cache(maxsize=1)
+def _load_once(name: str, data_dir: Path, seed: int, size: int | None) -> Dataset:
+    return load_dataset(name, data_dir=data_dir, seed=seed, size=size, read=_read_once)
 
 
 @lru_cache(maxsize=1)
 def _read_once(name: str, data_dir: Path) -> Pixels:
-    """The tasks of a process share what was read: decoding 60,000 images takes longer than a short task."""
     return read_published(name, data_dir)
 
 
