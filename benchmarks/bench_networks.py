@@ -1,10 +1,11 @@
 """A training step of the paper's networks, beside the same networks of ``nn.Linear`` and PennyLane's TorchLayer.
 
-A step is forward, cross entropy and backward on one core, single precision; medians, as ratios of one run, with the
-peak memory that a case adds in a process of its own. The networks are those of Fig. 5 (1024 -> 256 -> 64 -> 8 -> 10,
-candidate B) and of Fig. 6 (3072 -> 256 -> 256 -> 64 -> 10), original and with circuits. PennyLane gets the network of
-Fig. 3 with circuits on six qubits around a core of bond 1, as ``TorchLayer`` with amplitude embedding, backpropagation
-on default.qubit, and the same core in torch; it comes with the extra ``pennylane``.
+A step is forward, cross entropy and backward on one core, or on a GPU (``--device cuda``), single precision; medians,
+as ratios of one run, with the peak memory that a case adds in a process of its own. The networks are those of Fig. 5
+(1024 -> 256 -> 64 -> 8 -> 10, candidate B) and of Fig. 6 (3072 -> 256 -> 256 -> 64 -> 10), original and with
+circuits. PennyLane gets the network of Fig. 3 with circuits on six qubits around a core of bond 1, as ``TorchLayer``
+with amplitude embedding, backpropagation on default.qubit, and the same core in torch; it comes with the extra
+``pennylane`` and runs on the CPU alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
+import argparse
 import json
 import resource
 import subprocess
@@ -122,35 +124,47 @@ KINDS = {"ours": ours, "nn.Linear": plain, "PennyLane": pennylane}
 INPUTS = {"Fig. 3": 64, "Fig. 5": 1024, "Fig. 6": 3072}
 
 
-def measure(kind: str, name: str, batch: int) -> None:
-    """Print seconds of a step and added peak memory in MB; in a process of its own."""
+def measure(kind: str, name: str, batch: int, device: str) -> None:
+    """Print seconds of a step and added peak memory in MB (of the GPU, if there); in a process of its own."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
-    model = KINDS[kind](name)
-    x = torch.randn(batch, INPUTS[name.split(",")[0]])
-    y = torch.randint(0, 10, (batch,))
+    model = KINDS[kind](name).to(device)
+    x = torch.randn(batch, INPUTS[name.split(",")[0]]).to(device)
+    y = torch.randint(0, 10, (batch,)).to(device)
+    on_gpu = x.is_cuda
     model.train(batch > 1)  # batch normalisation cannot train on one row
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
         cross_entropy(model(x), y).backward()
+        if on_gpu:
+            torch.cuda.synchronize()
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    def peak() -> float:
+        return torch.cuda.max_memory_allocated() / 2**20 if on_gpu else _resident_peak()
+
+    before = peak()
     step()
     seconds = median_seconds(step)
-    added = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(json.dumps([seconds, added / 1024]))
+    print(json.dumps([seconds, peak() - before]))
 
 
-def main() -> None:
+def _resident_peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main(device: str) -> None:
     rows = []
     cases = [(name, "nn.Linear") for name in ("Fig. 5", "Fig. 5, circuits", "Fig. 6", "Fig. 6, circuits")]
-    for name, peer in [*cases, ("Fig. 3, circuits", "nn.Linear"), ("Fig. 3, circuits", "PennyLane")]:
+    cases.append(("Fig. 3, circuits", "nn.Linear"))
+    if device == "cpu":
+        cases.append(("Fig. 3, circuits", "PennyLane"))
+    for name, peer in cases:
         for batch in BATCHES:
             found = []
             for kind in ("ours", peer):
-                command = [sys.executable, __file__, kind, name, str(batch)]
+                command = [sys.executable, __file__, "--device", device, "--one", kind, name, str(batch)]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 found.append(json.loads(done.stdout.splitlines()[-1]))
             (mine, memory), (theirs, their_memory) = found
@@ -160,7 +174,12 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        measure(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--one", nargs=3, metavar=("KIND", "NETWORK", "BATCH"), help="a single measurement, as JSON")
+    chosen = parser.parse_args()
+    if chosen.one:
+        kind, name, batch = chosen.one
+        measure(kind, name, int(batch), chosen.device)
     else:
-        main()
+        main(chosen.device)

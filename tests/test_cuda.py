@@ -1,0 +1,154 @@
+"""On a GPU everything that trains gives what it gives on the CPU; skipped where there is none."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from unbraid.circuits import Circuit, brickwall, parse_ansatz
+from unbraid.disentangling import disentangle
+from unbraid.nn import (
+    Architecture,
+    DisentangledLinear,
+    MPOLinear,
+    RiemannianAdam,
+    TensorLayer,
+    accuracy,
+    convert_layers,
+    disentangle_layers,
+    heal,
+    load_pretrained,
+    merge_back,
+    save_pretrained,
+    start_from,
+    tensorize,
+)
+from unbraid.quantum import shot_noise, to_quantum
+from unbraid.report import evaluate
+from unbraid.tensors import MPO
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+DEVICE = "cuda"
+
+DECLARED = Architecture(
+    (
+        TensorLayer((2,) * 4, (2,) * 4, 3, "3*(cnot+2b)", "1b+cnot | bn+relu | 2b"),
+        TensorLayer((2,) * 4, (2, 2, 1, 1), 2, "2*(cnot+1b)", norm=False, relu=False),
+    )
+)
+LINEAR = DECLARED.with_circuits({1: ("3*(cnot+2b)", "2*(cnot+1b)"), 2: ("2*(cnot+1b)", "")})
+
+
+def data(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.randn(4, 16, generator=generator)
+    y = torch.arange(256) % 4
+    return (centers[y] + 0.5 * torch.randn(256, 16, generator=generator)).to(dtype), y
+
+
+def on_gpu(part):
+    return tuple(tensor.to(DEVICE) for tensor in part)
+
+
+def gradients(model, x):
+    model.zero_grad()
+    model(x).square().sum().backward()
+    return [parameter.grad.cpu() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("parametrization", ["exp", "cayley", "givens"])
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("rows", [3, 500])
+def test_circuits(parametrization, mirrored, rows):
+    ansatz = parse_ansatz("2b+cnot+1b | bn+relu | cnot+3b", 6)
+    circuit = Circuit(ansatz, "random", 1, mirrored=mirrored, dtype=torch.float64, parametrization=parametrization)
+    other = copy.deepcopy(circuit).to(DEVICE)
+    x = torch.randn(rows, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(other(x.to(DEVICE)).cpu(), circuit(x))
+    torch.testing.assert_close(gradients(other, x.to(DEVICE)), gradients(circuit, x))
+
+
+def test_linear_circuits_have_their_matrix_and_adjoint():
+    circuit = Circuit(brickwall(5, 3), "random", 1, dtype=torch.float64, device=DEVICE)
+    x = torch.randn(7, 32, dtype=torch.float64, device=DEVICE)
+    torch.testing.assert_close(circuit.adjoint(circuit(x)), x)
+    torch.testing.assert_close(circuit(x), x @ circuit.matrix().mT)
+
+
+@pytest.mark.parametrize("rows", [2, 400])
+def test_operators_and_disentangled_layers(rows):
+    core = MPO.random((2,) * 6, (2,) * 6, 4, seed=1, dtype=torch.float64)
+    layer = DisentangledLinear(
+        Circuit(brickwall(6, 2), "random", 2, dtype=torch.float64),
+        core,
+        Circuit(brickwall(6, 2), "random", 3, mirrored=True, dtype=torch.float64),
+    )
+    x = torch.randn(rows, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    for model in (MPOLinear(core), layer):
+        other = copy.deepcopy(model).to(DEVICE)
+        torch.testing.assert_close(other(x.to(DEVICE)).cpu(), model(x))
+        torch.testing.assert_close(gradients(other, x.to(DEVICE)), gradients(model, x))
+    torch.testing.assert_close(layer.to(DEVICE)(x.to(DEVICE)), x.to(DEVICE) @ layer.weight.mT)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "riemannian"])
+def test_declared_networks_heal(optimizer):
+    part = data(torch.float64)
+    results = []
+    for device in ("cpu", DEVICE):
+        model = DECLARED.build(0, dtype=torch.float64).to(device)
+        x, y = part[0].to(device), part[1].to(device)
+        chosen = None if optimizer == "adam" else partial(RiemannianAdam, model=model, lr=1e-2)
+        history = heal(model, (x, y), (x, y), epochs=3, lr=1e-2, optimizer=chosen, seed=0)
+        results.append((history.train_loss, accuracy(model, x, y)))
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-6)
+    assert results[1][1] == results[0][1]
+
+
+def test_a_network_goes_through_the_pipeline(tmp_path):
+    train = on_gpu(data())
+    generator = torch.Generator().manual_seed(1)
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+    for parameter in model.parameters():
+        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    model.to(DEVICE)
+    heal(model, train, train, epochs=5, lr=1e-2, seed=0)
+    small = tensorize(model, {"0": 4})
+    heal(small, train, train, epochs=3, lr=1e-2, seed=0)
+    hybrid = disentangle_layers(small, ["0"], 2, max_sweeps=20, seed=0)
+    heal(hybrid, train, train, epochs=3, lr=1e-2, seed=0)
+    converted, steps = convert_layers(small, {"0": 1}, train, train, epochs=2, lr=1e-2, disentangling={"max_sweeps": 5})
+    assert len(steps) == 2
+    for network in (small, hybrid, converted):
+        assert all(tensor.device.type == DEVICE for tensor in network.state_dict().values())
+        torch.testing.assert_close(merge_back(network)(train[0]), network(train[0]), atol=1e-4, rtol=1e-4)
+    save_pretrained(hybrid, tmp_path)
+    loaded = load_pretrained(tmp_path, copy.deepcopy(model).cpu())
+    torch.testing.assert_close(loaded.cpu()(train[0].cpu()), hybrid(train[0]).cpu(), atol=1e-4, rtol=1e-4)
+    with shot_noise(hybrid, 1000):
+        assert hybrid(train[0]).device.type == DEVICE
+    quantum = to_quantum(hybrid, readout="exact")
+    torch.testing.assert_close(quantum(train[0]), hybrid(train[0]), atol=1e-4, rtol=1e-4)
+    assert evaluate(quantum, train).accuracy == {"exact": accuracy(hybrid, *train)}
+    for readout in ("reference", "signs"):
+        sampled = to_quantum(hybrid, readout=readout, shots=1_000_000)(train[0])
+        expected = hybrid(train[0]).detach()
+        assert float((sampled.detach() - expected).norm() / expected.norm()) < 0.1
+
+
+def test_declared_networks_start_from_trained_ones():
+    original = LINEAR.with_circuits({}).build(0).to(DEVICE)
+    started = start_from(original, LINEAR, max_sweeps=5)
+    assert all(tensor.device.type == DEVICE for tensor in started.state_dict().values())
+    x = data()[0]
+    expected = start_from(original.cpu(), LINEAR, max_sweeps=5)
+    torch.testing.assert_close(started.cpu().eval()(x), expected.eval()(x), atol=1e-3, rtol=1e-3)
+
+
+def test_disentangle():
+    mpo = MPO.random((2,) * 4, (2,) * 4, 4, seed=1)
+    expected = disentangle(mpo, brickwall(4, 1), core_bond=2, max_sweeps=10, seed=0)
+    found = disentangle(mpo.to(DEVICE), brickwall(4, 1), core_bond=2, max_sweeps=10, seed=0)
+    assert found.overlap == pytest.approx(expected.overlap, abs=1e-5)
