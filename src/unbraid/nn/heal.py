@@ -125,7 +125,7 @@ def heal(
         problem = problem_hash(
             {
                 "model": _structure(model),
-                "data": [train.identity, None if validation is None else validation.identity],
+                "data": [train.identity(), None if validation is None else validation.identity()],
                 "teacher": None if teacher is None else hash_tensors(*teacher.state_dict().values()),
                 "functions": [_name(loss), _name(scheduler or "onecycle"), type(chosen).__name__],
                 "optimizer": {key: repr(value) for key, value in sorted(chosen.defaults.items())},
@@ -227,7 +227,6 @@ class _Batches:
             self.pair = (x, y)
             self.batch_size = batch_size
             self.count = math.ceil(len(x) / batch_size)
-            self.identity = hash_tensors(x, y)
             return
         if isinstance(data, tuple) and len(data) == 2 and not any(isinstance(part, Tensor) for part in data):
             kinds = " and ".join(type(part).__name__ for part in data)
@@ -241,7 +240,10 @@ class _Batches:
             ) from error
         if self.count == 0:
             raise InvalidInputError(f"{name} has no batches.")
-        self.identity = f"{self.count} batches, {_content(data)}"
+
+    def identity(self) -> str:
+        """What a checkpoint knows the data by."""
+        return f"{self.count} batches, {_content(self.batches)}" if self.pair is None else hash_tensors(*self.pair)
 
     def __len__(self) -> int:
         return self.count
