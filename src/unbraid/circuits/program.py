@@ -348,7 +348,9 @@ class _Move(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         index, inverse = ctx.saved_tensors
-        return _Move.apply(gradients[0], inverse, index), None, None
+        if torch.is_grad_enabled():  # for second derivatives
+            return _Move.apply(gradients[0], inverse, index), None, None
+        return gradients[0].index_select(-1, inverse), None, None
 
 
 # torch asks for it at every call, and inspect makes it anew each time where it is not stored

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import linear
 
 from unbraid.circuits import Circuit
 from unbraid.disentangling.result import Disentangled
 from unbraid.ground.errors import InvalidInputError
 from unbraid.tensors import MPO
-from unbraid.tensors.contraction import apply_cores, price, price_dense
+from unbraid.tensors.contraction import apply_cores, price, price_dense, resized
 from unbraid.tensors.prices import product
 
 
@@ -186,12 +186,12 @@ class DisentangledLinear(nn.Module):
         """Shape (..., in) to (..., out)."""
         if x.shape[-1] != self.in_features:
             raise InvalidInputError(f"This layer takes {self.in_features} features; got shape {tuple(x.shape)}.")
-        x = pad(x, (0, self.input_circuit.dimension - self.in_features))
+        x = resized(x, self.input_circuit.dimension)
         if self._dense_is_quicker(x.shape[:-1].numel()):
             x = linear(x, self._dense())
         else:
             x = self.output_circuit(apply_cores(self.input_circuit(x), tuple(self.cores)))
-        x = x[..., : self.out_features]
+        x = resized(x, self.out_features)
         return x if self.bias is None else x + self.bias
 
     def _dense(self) -> Tensor:
@@ -245,7 +245,7 @@ def _operator(cores: nn.ParameterList, shape: tuple[int, int]) -> MPO:
 def _apply_operator(x: Tensor, mpo: MPO) -> Tensor:
     if x.shape[-1] != mpo.shape[1]:
         raise InvalidInputError(f"This layer takes {mpo.shape[1]} features; got shape {tuple(x.shape)}.")
-    return apply_cores(pad(x, (0, mpo.padded_shape[1] - mpo.shape[1])), mpo.cores)[..., : mpo.shape[0]]
+    return resized(apply_cores(resized(x, mpo.padded_shape[1]), mpo.cores), mpo.shape[0])
 
 
 def _dense_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

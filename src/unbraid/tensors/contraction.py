@@ -14,7 +14,7 @@ from functools import lru_cache
 from math import prod
 
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 from unbraid.tensors import prices
 
@@ -45,6 +45,13 @@ def apply_cores(x: Tensor, cores: Sequence[Tensor]) -> Tensor:
             x = _pass(x, block.reshape(left * out, leg * right), after)
             after *= out
     return x.reshape(*batch, outs)
+
+
+def resized(x: Tensor, size: int) -> Tensor:
+    """Vectors (..., n) with zeros behind or cut, (..., size); of the right size they are not copied, as torch would."""
+    if x.shape[-1] == size:
+        return x
+    return pad(x, (0, size - x.shape[-1])) if x.shape[-1] < size else x[..., :size]
 
 
 def price(cores: Sequence[Tensor], batch: int) -> float:

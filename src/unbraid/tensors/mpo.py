@@ -12,12 +12,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from unbraid.ground.errors import InvalidInputError, require_finite
 from unbraid.ground.random import stream
 from unbraid.tensors import chain
-from unbraid.tensors.contraction import apply_cores
+from unbraid.tensors.contraction import apply_cores, resized
 from unbraid.tensors.decompose import check_limits, check_weight, decompose, even, spread_scale
 from unbraid.tensors.entanglement import bond_entropy
 from unbraid.tensors.legs import deinterleave
@@ -252,8 +251,8 @@ class MPO:
             raise InvalidInputError(
                 f"x must have {self.shape[1]} entries on its last axis; got shape {tuple(x.shape)}."
             )
-        out = self._scaled(apply_cores(pad(x, (0, self.padded_shape[1] - size)), self.cores))
-        return out[..., : self.shape[0]] if size == self.shape[1] else out
+        out = self._scaled(apply_cores(resized(x, self.padded_shape[1]), self.cores))
+        return resized(out, self.shape[0]) if size == self.shape[1] else out
 
     def __matmul__(self, x: Tensor) -> Tensor:
         """``W @ x`` for a column (in,) or columns (in, k)."""
