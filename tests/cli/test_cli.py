@@ -306,7 +306,8 @@ def test_weights_of_a_factory_come_from_safetensors(run, factories, tmp_path):
     assert "does not fit" in error
 
 
-def test_an_interrupt_stops_cleanly(tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_stops_cleanly(tmp_path, sent):
     command = [sys.executable, "-m", "unbraid", "demo", "--out", str(tmp_path / "out")]
 
     def heed_interrupts():  # a shell in the background starts its children deaf to them
@@ -318,7 +319,7 @@ def test_an_interrupt_stops_cleanly(tmp_path):
         while not (tmp_path / "out").exists() and time.monotonic() < limit:
             time.sleep(0.1)
         time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Interrupted" in error

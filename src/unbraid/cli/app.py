@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -498,6 +499,8 @@ def reproduce(
 def main() -> None:
     """Entry point: one clear message and an exit code that is not 0 for everything that can go wrong."""
     code: object = None
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # a batch system's way to interrupt: workers stop, too
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = app(standalone_mode=False)
     except UnbraidError as error:
