@@ -6,6 +6,7 @@ Legend: B is a batch, in and out the logical sizes; padded sizes are the product
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,11 @@ class MPOLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (..., in) to (..., out)."""
-        y = _apply_operator(x, self.mpo)
+        if x.shape[-1] != self.in_features:
+            raise InvalidInputError(f"This layer takes {self.in_features} features; got shape {tuple(x.shape)}.")
+        cores = tuple(self.cores)
+        y = apply_cores(resized(x, prod(core.shape[2] for core in cores)), cores)
+        y = resized(y, self.out_features)
         return y if self.bias is None else y + self.bias
 
     def to_linear(self) -> nn.Linear:
@@ -240,12 +245,6 @@ def _operator(cores: nn.ParameterList, shape: tuple[int, int]) -> MPO:
     mpo = MPO.__new__(MPO)  # the checks of the constructor would read every core at every step
     mpo._set(tuple(cores), shape, 0.0, None)
     return mpo
-
-
-def _apply_operator(x: Tensor, mpo: MPO) -> Tensor:
-    if x.shape[-1] != mpo.shape[1]:
-        raise InvalidInputError(f"This layer takes {mpo.shape[1]} features; got shape {tuple(x.shape)}.")
-    return resized(apply_cores(resized(x, mpo.padded_shape[1]), mpo.cores), mpo.shape[0])
 
 
 def _dense_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

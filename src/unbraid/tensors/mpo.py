@@ -55,7 +55,9 @@ class MPO:
         self.in_dims = tuple(core.shape[2] for core in cores)
         self.padded_shape = (math.prod(self.out_dims), math.prod(self.in_dims))
         self.shape = (int(shape[0]), int(shape[1])) if shape is not None else self.padded_shape
-        self.log_scale = torch.as_tensor(log_scale, dtype=torch.float64, device=cores[0].device)
+        if not isinstance(log_scale, Tensor):  # filled where it lives: a copy to a GPU would wait for it
+            log_scale = torch.full((), log_scale, dtype=torch.float64, device=cores[0].device)
+        self.log_scale = log_scale.to(cores[0].device, torch.float64)
         self.center = center
 
     def _like(self, cores: Sequence[Tensor], log_scale: Tensor | float, center: int | None = None) -> MPO:
