@@ -120,6 +120,8 @@ def test_joints_stand_between_layers():
         ("2b || 2b", 4, "a joint must be one of"),
         ("2b | relu |", 12, "expected a layer"),
         ("| relu | 2b", 1, "expected a layer"),
+        ("1b | relu", 4, "a joint ends with"),
+        ("2*(1b | relu | 1b)", 7, "a joint cannot stand in a repetition"),
     ],
 )
 def test_errors_point_at_the_character(text, position, reason):

@@ -283,3 +283,8 @@ def test_half_precision_circuits_are_those_of_single_precision_rounded(dtype):
     half = Circuit(brickwall(3, 3), "near_identity", seed=2, dtype=dtype)
     assert torch.dist(half.matrix().float(), circuit.matrix()) < 0.1
     assert torch.dist(circuit.to(dtype).matrix().float(), half.matrix().float()) < 0.1
+
+
+def test_gates_that_no_memory_holds_are_refused():
+    with pytest.raises(InvalidInputError, match="16,777,216 rows; at most 1,024"):
+        Circuit(parse_ansatz("6b", (16,) * 6))

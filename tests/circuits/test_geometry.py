@@ -22,6 +22,11 @@ def test_every_placement_has_the_cnots_asked_for(method):
         assert sum(circuit.num_parameters for circuit in both) == 4 + 3 + 2 * 5
 
 
+def test_a_placement_prints_where_its_cnots_stand():
+    found = search_geometry((2, 2), 2, lambda out, inward: 0.5, evaluations=1)[0]
+    assert str(found) == f"Placed(score=0.5, units={found.units})"
+
+
 def test_cnots_alone():
     best, *_ = search_geometry((3, 3), 4, wanted, evaluations=5, rotations=False)
     assert Circuit(best.output_ansatz).num_parameters == 0

@@ -361,6 +361,12 @@ def test_a_hostile_bias_is_refused_before_memory_is_given_to_it(tmp_path):
         load_pretrained(tmp_path)
 
 
+def test_a_declaration_is_no_model(tmp_path):
+    save_pretrained(nn.Sequential(nn.Linear(2, 2)), tmp_path)
+    with pytest.raises(InvalidInputError, match=r"model must be a network; got tuple.* what its build"):
+        load_pretrained(tmp_path, (2, 2))
+
+
 def test_the_parametrization_of_gates_is_kept(tmp_path):
     layer = TensorLayer((2,) * 3, (2,) * 3, 1, input_circuit="2b+1b", norm=False, relu=False)
     model = Architecture((layer,)).build(3, parametrization="cayley", dtype=torch.float64)

@@ -175,8 +175,9 @@ def parse_ansatz(text: str, wires: int | Sequence[int]) -> Ansatz:
 
     ``layer ("+" layer)*``, layer 1 next to the core. A layer is ``1b`` ... ``6b`` (trainable gates on that many wires),
     ``cnot``, ``cz``, ``swap``, ``h``, ``x`` or ``z`` (fixed). Rows of gates on several wires alternate, even first;
-    ``@odd`` or ``@even`` pins one (``cnot@odd``). ``5*(cnot+1b)`` repeats. ``| relu |`` and ``| bn+relu |`` stand
-    between segments. An empty text is no circuit.
+    ``@odd`` or ``@even`` pins one (``cnot@odd``); an odd row is shifted as far as one gate still fits: on two wires,
+    not at all. ``5*(cnot+1b)`` repeats. ``| relu |`` and ``| bn+relu |`` stand between segments,
+    not within a repetition. An empty text is no circuit.
 
     Fixed gates stand on qubits: those that would touch a wire of dimension 1, 3, 5 or another that is no power of two
     are left out.
@@ -214,7 +215,10 @@ class _Parser:
             match = _TOKEN.match(lowered, position)
             if match is None:
                 gap = len(lowered[position:]) - len(lowered[position:].lstrip())
-                raise self.error(position + gap, "cannot read this")
+                what = (
+                    "a joint ends with '|', as in '| relu |'" if lowered[position + gap] == "|" else "cannot read this"
+                )
+                raise self.error(position + gap, what)
             kind = str(match.lastgroup)
             self.tokens.append((kind, match[kind], match.start(kind)))
             position = match.end()
@@ -261,6 +265,8 @@ class _Parser:
                 layers += self.sequence()
                 if len(layers) > 100_000:
                     raise self.error(position, "more than 100,000 layers")
+            if self.cursor < len(self.tokens) and self.tokens[self.cursor][0] == "joint":
+                raise self.error(self.tokens[self.cursor][2], "a joint cannot stand in a repetition; write it out")
             self.expect(")")
             return layers
         if kind != "word":

@@ -29,6 +29,7 @@ from unbraid.ground.random import stream
 
 INITS = ("random", "identity", "near_identity")
 NEAR_IDENTITY_NOISE = 0.05
+MAX_GATE_DIMENSION = 1024  # of trainable gates
 _CACHED = 2**15  # entries that stay in a core's cache from step to step
 
 
@@ -62,7 +63,8 @@ class Circuit(nn.Module):
             :func:`unbraid.circuits.gates.from_generators`.
 
     Raises:
-        InvalidInputError: if ``init`` or ``parametrization`` is unknown, or complex gates are to be plane rotations.
+        InvalidInputError: if ``init`` or ``parametrization`` is unknown, complex gates are to be plane rotations, or a
+            trainable gate is larger than 1,024 x 1,024.
     """
 
     def __init__(
@@ -89,6 +91,11 @@ class Circuit(nn.Module):
             dims = ansatz.gate_dims(gate)
             if gate.is_trainable:
                 key = (gate.name, prod(dims))
+                if key[1] > MAX_GATE_DIMENSION:
+                    raise InvalidInputError(
+                        f"A trainable gate on wires {gate.wires} of dimensions {dims} would be a matrix of {key[1]:,} "
+                        f"rows; at most {MAX_GATE_DIMENSION:,} are built. Use gates on fewer wires, or smaller legs."
+                    )
                 self._places.append((f"{key[0]}{key[1]}", members.setdefault(key, 0)))
                 members[key] += 1
             else:

@@ -43,7 +43,7 @@ class Placed:
     """
 
     score: float
-    units: tuple[Unit, ...] = field(repr=False)
+    units: tuple[Unit, ...]
     output_ansatz: Ansatz = field(repr=False)
     input_ansatz: Ansatz = field(repr=False)
 

@@ -486,8 +486,13 @@ def reproduce(
     """Remake a table or figure: NAME.json, NAME.md and NAME.png. Finished work is kept and resumed."""
     from unbraid.recipes.reproduce import reproduce as remake
 
-    with shown(quiet):
-        outcome = remake(name, out, seeds=seeds, workers=workers, data_dir=data_dir, quick=quick)
+    try:
+        with shown(quiet):
+            outcome = remake(name, out, seeds=seeds, workers=workers, data_dir=data_dir, quick=quick)
+    except KeyboardInterrupt:
+        kept = len(list((out / f"{name}.tasks").glob("*.json")))
+        errors.print(f"Finished tasks that are kept: {kept}. The same command goes on from there.", highlight=False)
+        raise
     if not quiet:
         print_text(outcome.title, outcome.note)
         for section in outcome.sections:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -16,6 +18,8 @@ from unbraid.ground.progress import Advance
 
 console = Console()
 errors = Console(stderr=True)
+
+SECONDS_BETWEEN_LINES = 10  # of one task in a log
 
 
 class Bars:
@@ -43,7 +47,37 @@ class Bars:
         try:
             yield advance
         finally:
+            if total is None:  # known now: the bar comes to rest
+                self.progress.update(bar, total=self.progress.tasks[bar].completed)
             self.progress.stop_task(bar)
+
+
+class Lines:
+    """For logs: a line a task now and then and at its end, where a terminal would redraw bars."""
+
+    @contextmanager
+    def task(self, description: str, total: int | None) -> Iterator[Advance]:
+        """Open what a terminal shows as a bar."""
+        began = said = time.monotonic()
+        done = 0
+        told = ""
+
+        def say() -> None:
+            passed = timedelta(seconds=int(time.monotonic() - began))
+            of = "" if total is None else f"/{total}"
+            errors.print(f"{description}: {done}{of}, {passed} {told}".rstrip(), highlight=False, markup=False)
+
+        def advance(steps: int = 1, note: str = "") -> None:
+            nonlocal said, done, told
+            done, told = done + steps, note
+            if done != total and time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+                said = time.monotonic()
+                say()
+
+        try:
+            yield advance
+        finally:
+            say()
 
 
 @contextmanager
@@ -52,11 +86,15 @@ def shown(quiet: bool) -> Iterator[Callable[[str], None]]:
     if quiet:
         yield lambda text: None
         return
-    bars = Bars()
 
     def say(text: str) -> None:
-        bars.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        errors.print(text, highlight=False, markup=False, soft_wrap=True)
 
+    if not errors.is_terminal:
+        with progress.shown_by(Lines()):
+            yield say
+        return
+    bars = Bars()
     with bars.progress, progress.shown_by(bars):
         yield say
 

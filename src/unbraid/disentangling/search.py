@@ -272,7 +272,10 @@ def _pairs(mpo: MPO, ansatz: Ansatz | tuple[Ansatz, Ansatz]) -> list[Ansaetze]:
             output, inward = ansatz
             pairs = [(a, b) for a in (output, *output.alternatives) for b in (inward, *inward.alternatives)]
         except (TypeError, ValueError, AttributeError) as error:
-            raise InvalidInputError("ansatz must be an Ansatz, or a pair (output side, input side).") from error
+            raise InvalidInputError(
+                "ansatz must be an Ansatz, or a pair (output side, input side). Texts of the layer grammar are read by "
+                f"parse_ansatz(text, wires); got {ansatz!r}."
+            ) from error
     for pair in pairs:
         for side, size, name in zip(pair, mpo.padded_shape, ("output", "input"), strict=True):
             if side.dimension != size:

@@ -29,6 +29,16 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def require_workers(workers: int) -> None:
+    """Check a number of processes.
+
+    Raises:
+        InvalidInputError: if it is 0 or below -1.
+    """
+    if workers == 0 or workers < -1:
+        raise InvalidInputError(f"workers must be a positive number, or -1 for one a core; got {workers}.")
+
+
 def fan_out(
     function: Callable[..., Result], tasks: Sequence[dict[str, Any]], *, workers: int = 1, description: str = "tasks"
 ) -> list[Result]:
@@ -46,8 +56,7 @@ def fan_out(
     Raises:
         InvalidInputError: if ``workers`` is 0 or below -1.
     """
-    if workers == 0 or workers < -1:
-        raise InvalidInputError(f"workers must be a positive number, or -1 for one a core; got {workers}.")
+    require_workers(workers)
     results: list[Result] = []
     with progress.task(description, len(tasks)) as advance:
         if workers == 1:

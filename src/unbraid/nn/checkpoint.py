@@ -99,6 +99,10 @@ def load_pretrained(directory: str | os.PathLike[str], model: nn.Module | None =
         FileFormatError: if a file is missing, truncated, foreign, or from a newer version.
         InvalidInputError: if ``model`` is needed, or does not fit the file.
     """
+    if model is not None and not isinstance(model, nn.Module):
+        raise InvalidInputError(
+            f"model must be a network; got {type(model).__name__}. Of a declaration give what its build() makes."
+        )
     place = Path(directory)
     if not place.is_dir():
         raise FileFormatError(f"{place} is no folder. Give one that save_pretrained wrote.")

@@ -273,9 +273,7 @@ def _check_fit(model: nn.Module, x: Tensor, y: Tensor, name: str) -> None:
     try:
         with keeping_modes(model):
             outputs = model.eval()(x[:2])
-    except InvalidInputError:
-        raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except (InvalidInputError, RuntimeError, TypeError, ValueError, IndexError) as error:
         raise InvalidInputError(f"The model cannot run on {name} of shape {tuple(x.shape)}: {error}") from error
     classes = outputs.shape[-1] if isinstance(outputs, Tensor) and outputs.ndim == 2 else 0
     if not 0 <= int(y.min()) <= int(y.max()) < classes:

@@ -410,7 +410,7 @@ def to_quantum(
     if not found:
         raise InvalidInputError(
             f"to_quantum needs a model with a DisentangledLinear layer; {type(model).__name__} has none. Use "
-            "disentangle_layers first."
+            "disentangle_layers (unbraid disentangle) first."
         )
     rows = _rows(hybrid, [layer for _, layer in found]) if join else [[layer] for _, layer in found]
     names = {layer: name or "layer" for name, layer in found}

@@ -58,8 +58,8 @@ def decode_image(content: bytes, name: str, shape: tuple[int, ...]) -> NDArray[n
             f"{name} is no complete JPEG or PNG image ({error}). Get it again, or remove it from the folder."
         ) from error
     raise FileFormatError(
-        f"{name} must be {shape[1]}x{shape[0]} pixels; it is {height_width[1]}x{height_width[0]}. Resize the "
-        "images first."
+        f"{name} must be {shape[1]}x{shape[0]} pixels; it is {height_width[1]}x{height_width[0]}. Is this "
+        "another data set? Otherwise resize the images first."
     )
 
 

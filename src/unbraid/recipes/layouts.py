@@ -35,6 +35,7 @@ class _Layout:
     read: Callable[[Mapping[str, bytes]], tuple[Part, Part]]
 
 
+_DOWNLOAD = " (download=True; --download of the commands that have it)"
 _IDX = (_Layout("idx files", IDX_FILES, read_idx_files),)
 _BATCHES = tuple(
     _Layout(f"{version} batches", tuple(name + suffix for name in (*TRAIN_BATCHES, TEST_BATCH)), reader)
@@ -70,7 +71,7 @@ def find_source(published: Published, data_dir: Path) -> Path:
     if not data_dir.is_dir():
         raise InvalidInputError(
             f"data_dir must be a folder or archive that holds {published.title}; there is none at {data_dir}. Correct "
-            "the path, or have the files downloaded (download=True; --download of the commands that take data)."
+            f"the path, or have the files downloaded{_DOWNLOAD}."
         )
     try:
         return find_published(published, data_dir) or _find_other(published, data_dir)
@@ -117,7 +118,7 @@ def _find_other(published: Published, data_dir: Path) -> Path:
         f"No {published.title} in {', '.join(map(str, roots))}. Looked for {', '.join(published.files)}"
         f"{' (or the Python batches)' if len(layouts) > 1 else ' (also without .gz)'}, for folders train/CLASS/ and "
         f"test/CLASS/ of images, and for an archive ({', '.join(ARCHIVE_SUFFIXES)}) of these.{also} Correct data_dir, "
-        "or have the files downloaded (download=True; --download of the commands that take data)."
+        f"or have the files downloaded{_DOWNLOAD}."
     )
 
 
@@ -179,7 +180,10 @@ def read_pixels(published: Published, source: Path) -> Pixels:
     for layout in layouts:
         missing = [file for file in layout.files if file not in files]
         if not missing:
-            train, test = layout.read(files)
+            try:
+                train, test = layout.read(files)
+            except FileFormatError as error:
+                raise FileFormatError(f"In {source}: {error}") from error
             return _checked(published, train, test, f"{published.title}, {layout.description} ({source.name})", source)
     if files:
         partial_layout = max(layouts, key=lambda layout: len(files.keys() & layout.files))

@@ -33,7 +33,6 @@ from unbraid.recipes.recipe import (
     counted,
     make_row,
     plot_accuracies,
-    spread,
     with_spread,
 )
 
@@ -219,10 +218,10 @@ def _assemble(request: Request, results: Mapping[str, Any]) -> Outcome:
         note=(
             f"MNIST, {counted(request.seeds, 'seed')}: mean and sample standard deviation of the test accuracy; "
             "hyperparameters were chosen on the validation part. Healing distils from the dense network, "
-            f"{settings.healing} epochs each. Overlaps of the explicit disentangling: {told}. One image takes "
-            f"{circuits} circuits, {shots:,} shots and {gates:,} two-qubit gates as built, state preparation included; "
-            f"the network's circuits alone have {found[0]['cnots']:,} CNOTs as built, {transpiled:,.0f} two-qubit "
-            "gates on FakeMontreal."
+            f"{counted(settings.healing, 'epoch')} each. Overlaps of the explicit disentangling: {told}. One image "
+            f"takes {circuits} circuits, {shots:,} shots and {gates:,} two-qubit gates as built, state preparation "
+            f"included; the network's circuits alone have {found[0]['cnots']:,} CNOTs as built, {transpiled:,.0f} "
+            "two-qubit gates on FakeMontreal."
         ),
         rows=rows,
         sections=(_table(rows),),
@@ -240,7 +239,7 @@ def _table(rows: Sequence[Row]) -> Section:
                 f"{row['parameters']:,}",
                 "-" if row["cnots"] is None else f"{row['cnots'][0]:,}",
                 with_spread([100 * value for value in row["values"]], 2),
-                "-" if row["name"] == DENSE else f"{statistics.fmean(points):.2f} ± {spread(points):.2f}",
+                "-" if row["name"] == DENSE else with_spread(points, 2),
             )
         )
     columns = ("step", "trainable scalars", "CNOTs", "test %", "points lost")

@@ -11,7 +11,7 @@ from typing import Any
 from unbraid.ground.errors import FileFormatError, InvalidInputError, require_choice, require_extra
 from unbraid.ground.files import make_directory, problem_hash, read_json, write_json, write_text
 from unbraid.ground.manifest import build_manifest, versions
-from unbraid.ground.parallel import fan_out, one_thread
+from unbraid.ground.parallel import fan_out, one_thread, require_workers
 from unbraid.recipes import (
     digits,
     execution,
@@ -76,6 +76,7 @@ def reproduce(
     require_choice(name, tuple(RECIPES), "name of the recipe")
     if seeds is not None and seeds < 1:
         raise InvalidInputError(f"seeds must be at least 1; got {seeds}.")
+    require_workers(workers)
     recipe = RECIPES[name]
     for module, extra in {"matplotlib": "report", **recipe.extras}.items():
         require_extra(module, extra)
