@@ -96,7 +96,9 @@ TABLE4: dict[str, Circuits] = {
 # Table 6 on the candidate of Fig. 6, likewise, where its legs have a place: behind layer 4 no two qubits are
 # neighbours, and before layer 1 a second row of CNOTs would touch the leg of the three colours. Of the counts the paper
 # prints three digits: 24.2k, 24.2k, 25.5k, 24.3k and 25.3k. Gates alone give 24,206 and 24,286 in the two rows with
-# one-body gates; batch norms with ReLU inside of the circuits, which the text mentions, give 25,486 and 25,310.
+# one-body gates; batch norms with ReLU inside of the circuits, which the text mentions, give 25,486 and 25,310. Their
+# places are not told: before the outermost row they are better on validation images than in the middle (seed 0: 58.2 %
+# and 59.2 % against 58.0 % and 57.9 %).
 TABLE6: dict[str, Circuits] = {
     "only CNOTs": {
         1: ("cnot", "cnot"),
@@ -106,8 +108,8 @@ TABLE6: dict[str, Circuits] = {
     },
     "CNOTs + 1b": {
         1: ("cnot", "2*(cnot)"),
-        2: ("2*(1b+cnot) | bn+relu | 1b+cnot", "2*(1b+cnot) | bn+relu | 2*(1b+cnot)"),
-        3: ("8*(cnot)", "3*(cnot) | bn+relu | 3*(cnot)"),
+        2: ("2*(1b+cnot)+1b | bn+relu | cnot", "3*(1b+cnot)+1b | bn+relu | cnot"),
+        3: ("8*(cnot)", "5*(cnot) | bn+relu | cnot"),
         4: ("cnot | bn+relu | cnot", ""),
     },
     "CNOTs + 2b": {
@@ -119,8 +121,8 @@ TABLE6: dict[str, Circuits] = {
     "CNOTs + 1&2b": {
         1: ("cnot", "2*(cnot)"),
         2: (
-            "1b+cnot+1b+2b+cnot | bn+relu | 2b+1b+cnot+1b",
-            "cnot+1b+cnot+1b+cnot+2b | bn+relu | cnot+2b+cnot+1b+cnot+1b+cnot",
+            "1b+cnot+1b+2b+cnot+2b+1b+cnot | bn+relu | 1b",
+            "cnot+1b+cnot+1b+cnot+2b+cnot+2b+cnot+1b+cnot+1b | bn+relu | cnot",
         ),
         3: ("8*(cnot)", "6*(cnot)"),
         4: ("2*(cnot)", ""),
