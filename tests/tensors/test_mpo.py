@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from unbraid.ground.errors import InvalidInputError
 from unbraid.tensors import MPO, inner, overlap
 from unbraid.tensors.sites import auto_sites, qubit_sites
+from unbraid.tensors.subspace import METHODS
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128, torch.bfloat16]
 SEEDS = st.integers(0, 10_000)
@@ -234,6 +235,43 @@ def test_more_parameters_never_cost_accuracy():
         float(torch.dist(MPO.from_dense(weight, max_parameters=n).to_dense(), weight)) for n in range(16, 600, 40)
     ]
     assert all(later <= earlier + 1e-12 for earlier, later in pairwise(errors))
+
+
+@pytest.mark.parametrize("shape", [(320, 500), (384, 384), (384, 777)])
+@pytest.mark.parametrize("decay", [0.0, 0.02])
+def test_large_layers_come_within_two_per_cent_of_their_parameters(shape, decay):
+    weight = random_matrix(*shape, torch.float32, decay=decay)
+    for budget in (0.03, 0.1, 0.4):
+        most = int(budget * weight.numel())
+        assert 0.98 * most <= MPO.from_dense(weight, *auto_sites(*shape), max_parameters=most).num_parameters <= most
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_every_method_and_dtype_recovers_a_matrix_of_low_rank(method, dtype):
+    exact = MPO.random((4, 4, 4, 4), (4, 4, 4, 4), 5, dtype=torch.float64).to_dense().to(dtype)
+    eps = torch.finfo(dtype).eps
+    mpo = MPO.from_dense(exact, (4, 4, 4, 4), (4, 4, 4, 4), max_bond=12, method=method)
+    if dtype in (torch.float32, torch.float64):
+        assert mpo.bond_dims == (5, 5, 5)
+    assert mpo.dtype == dtype
+    assert rel(mpo.to_dense(), exact) < max(
+        40 * eps if dtype == torch.float64 else 8 * eps, 1e-7 if method in ("gram", "randomized") else 0
+    )
+
+
+def test_methods_keep_their_errors():
+    weight = random_matrix(96, 128, torch.float32, decay=0.02)
+    sites = auto_sites(96, 128)
+    errors = {m: rel(MPO.from_dense(weight, *sites, max_bond=6, method=m).to_dense(), weight) for m in METHODS}
+    assert errors["auto"] == errors["gram"]
+    assert errors["gram"] == pytest.approx(errors["svd"], rel=1e-5)
+    assert errors["qr"] == pytest.approx(errors["svd"], rel=1e-5)
+    assert errors["randomized"] <= 1.03 * errors["svd"]
+    for method in METHODS:
+        assert rel(MPO.from_dense(weight, *sites, rel_error=0.2, method=method).to_dense(), weight) <= 0.2
+    with pytest.raises(InvalidInputError, match="method must be one of 'auto', 'svd'"):
+        MPO.from_dense(weight, method="lanczos")
 
 
 def test_unreachable_parameter_limit_says_what_is_least():

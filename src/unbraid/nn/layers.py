@@ -47,10 +47,19 @@ class MPOLinear(nn.Module):
         max_bond: int | None = None,
         rel_error: float | None = None,
         max_parameters: int | None = None,
+        method: str = "auto",
+        seed: int = 0,
     ) -> MPOLinear:
         """Decompose the weight of ``layer``; arguments as in :meth:`unbraid.MPO.from_dense`."""
         mpo = MPO.from_dense(
-            layer.weight, out_dims, in_dims, max_bond=max_bond, rel_error=rel_error, max_parameters=max_parameters
+            layer.weight,
+            out_dims,
+            in_dims,
+            max_bond=max_bond,
+            rel_error=rel_error,
+            max_parameters=max_parameters,
+            method=method,
+            seed=seed,
         )
         return cls(mpo, layer.bias)
 

@@ -104,6 +104,8 @@ def tensorize(
     budget: float | None = None,
     sites: Sites = "auto",
     inplace: bool = False,
+    method: str = "auto",
+    seed: int = 0,
 ) -> Model:
     """Write linear layers as matrix product operators.
 
@@ -112,11 +114,13 @@ def tensorize(
         targets: which layers, as in :func:`match_layers`.
         max_bond: cap of every bond dimension.
         rel_error: largest relative Frobenius error of a weight.
-        budget: core entries as a fraction of the dense weight's, 0 < budget <= 1; the nearest reachable number below
-            it.
+        budget: core entries as a fraction of the dense weight's, 0 < budget <= 1; layers of 1e5 weights or more come
+            within 2 % below it, smaller ones as near as their ranks allow.
         sites: "auto" (few sites of about four, without padding where the primes permit), "qubits" (one qubit a site, as
             circuits need), or (out_dims, in_dims).
         inplace: change ``model`` itself.
+        method: of the decomposition, as of :meth:`unbraid.MPO.from_dense`.
+        seed: of its random sketches.
 
     Returns:
         The model with :class:`MPOLinear` layers (the new layer itself, if ``model`` is a layer).
@@ -145,7 +149,14 @@ def tensorize(
             )
         try:
             return MPOLinear.from_linear(
-                layer, out_dims, in_dims, max_bond=max_bond, rel_error=rel_error, max_parameters=limit
+                layer,
+                out_dims,
+                in_dims,
+                max_bond=max_bond,
+                rel_error=rel_error,
+                max_parameters=limit,
+                method=method,
+                seed=seed,
             )
         except InvalidInputError as error:
             raise InvalidInputError(f"Layer {name!r}: {error}") from error

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 Chain = list[Tensor]
+
+_FULL = 0.98  # of the entries asked for
+_WORTH_FILLING = 0.1  # relative loss of what is kept that is borne for the sake of fullness
+_LARGEST_FALL = 8  # of a bond, so that another can rise
 
 
 def split(tensor: Tensor, legs: Sequence[int]) -> Chain:
@@ -152,48 +157,99 @@ def add(a: Sequence[Tensor], b: Sequence[Tensor]) -> Chain:
     return cores
 
 
-def choose_ranks(
-    values: Sequence[Tensor],
-    legs: Sequence[int],
-    *,
-    max_bond: int | None = None,
-    rel_error: float | None = None,
-    max_parameters: int | None = None,
+def ranks_for_error(
+    values: Sequence[Tensor], legs: Sequence[int], rel_error: float, caps: Sequence[int] | None = None
 ) -> list[int]:
     """Ranks by dropping, again and again, the Schmidt value that costs least error for the parameters it frees.
 
-    Stops before the sum of all dropped weights exceeds ``rel_error**2`` (an upper bound of the true squared error), but
-    not before ``max_parameters`` is reached; ``max_bond`` caps every bond first.
+    Stops before the sum of all dropped weights exceeds ``rel_error**2``, an upper bound of the true squared error.
 
     Args:
         values: normalised Schmidt values a bond, descending.
         legs: leg dimensions.
-        max_bond: cap of every rank.
         rel_error: allowed error of the whole.
-        max_parameters: number of core entries to come down to.
+        caps: largest ranks to begin with; all values by default.
     """
     weights = [[float(v) ** 2 for v in s] for s in values]
-    ranks = [min(len(w), max_bond or len(w)) for w in weights]
+    ranks = list(caps or (len(w) for w in weights))
     spent = sum(sum(w[r:]) for w, r in zip(weights, ranks, strict=True))
-    allowance = 0.0 if rel_error is None else rel_error**2
     while True:
-        dims = [1, *ranks, 1]
-        parameters = sum(dims[k] * leg * dims[k + 1] for k, leg in enumerate(legs))
-        fits = max_parameters is None or parameters <= max_parameters
-        if fits and rel_error is None:
+        droppable = [
+            k for k, rank in enumerate(ranks) if rank > 1 and spent + weights[k][rank - 1] <= rel_error**2
+        ]  # fmt: skip
+        if not droppable:
             return ranks
-        best: tuple[float, int] | None = None
-        for k, rank in enumerate(ranks):
-            if rank == 1 or (fits and spent + weights[k][rank - 1] > allowance):
-                continue
-            freed = dims[k] * legs[k] + legs[k + 1] * dims[k + 2]
-            price = weights[k][rank - 1] / freed
-            if best is None or price < best[0]:
-                best = (price, k)
-        if best is None:
+        k = min(droppable, key=lambda k: weights[k][ranks[k] - 1] / _freed(ranks, legs, k))
+        ranks[k] -= 1
+        spent += weights[k][ranks[k]]
+
+
+def ranks_for_entries(
+    values: Sequence[Tensor], legs: Sequence[int], most: int, caps: Sequence[int] | None = None
+) -> list[int]:
+    """Ranks of a chain of at most so many entries that keeps most; above 98 % of them, where that costs little.
+
+    What a chain keeps is estimated by the product of what its bonds keep. Schmidt values are dropped as for an error;
+    then bonds are raised, one alone or one against another, as long as that keeps more.
+
+    Args:
+        values: normalised Schmidt values a bond, descending.
+        legs: leg dimensions.
+        most: core entries.
+        caps: largest ranks to begin with; all values by default.
+    """
+    kept = [[0.0, *accumulate(float(v) ** 2 for v in s)] for s in values]
+    caps = [len(s) for s in values] if caps is None else list(caps)
+    ranks = list(caps)
+
+    def value(ranks: Sequence[int]) -> float:
+        return sum(math.log(sums[rank]) for sums, rank in zip(kept, ranks, strict=True))
+
+    def cost(k: int) -> float:
+        """Of the last rank of bond ``k``, an entry."""
+        return math.log(kept[k][ranks[k]] / kept[k][ranks[k] - 1]) / _freed(ranks, legs, k)
+
+    while _entries(ranks, legs) > most:
+        lowerable = [k for k, rank in enumerate(ranks) if rank > 1]
+        if not lowerable:
             return ranks
-        ranks[best[1]] -= 1
-        spent += weights[best[1]][ranks[best[1]]]
+        ranks[min(lowerable, key=cost)] -= 1
+    while True:
+        trials = _neighbours(ranks, caps, legs, most)
+        best = max(trials, key=value, default=ranks)
+        if value(best) > value(ranks) + 1e-15:
+            ranks = best
+            continue
+        full = [trial for trial in trials if _entries(trial, legs) >= _FULL * most]
+        best = max(full, key=value, default=ranks)
+        wasteful = _entries(ranks, legs) < _FULL * most
+        return best if wasteful and value(best) > value(ranks) - _WORTH_FILLING else ranks
+
+
+def _entries(ranks: Sequence[int], legs: Sequence[int]) -> int:
+    dims = [1, *ranks, 1]
+    return sum(dims[k] * leg * dims[k + 1] for k, leg in enumerate(legs))
+
+
+def _freed(ranks: Sequence[int], legs: Sequence[int], k: int) -> int:
+    """Entries that bond ``k`` frees when it falls by one."""
+    dims = [1, *ranks, 1]
+    return dims[k] * legs[k] + legs[k + 1] * dims[k + 2]
+
+
+def _neighbours(ranks: Sequence[int], caps: Sequence[int], legs: Sequence[int], most: int) -> list[list[int]]:
+    """One bond as high as ``most`` entries allow, alone or after another fell by a few."""
+
+    def raised(ranks: Sequence[int], k: int) -> list[int]:
+        room = max(0, most - _entries(ranks, legs)) // _freed(ranks, legs, k)
+        return [min(caps[j], rank + room) if j == k else rank for j, rank in enumerate(ranks)]
+
+    found = [raised(ranks, k) for k in range(len(ranks))]
+    for k, rank in enumerate(ranks):
+        for fall in range(1, min(_LARGEST_FALL, rank - 1) + 1):
+            lower = [r - fall if j == k else r for j, r in enumerate(ranks)]
+            found += [raised(lower, j) for j in range(len(ranks)) if j != k]
+    return found
 
 
 def lower_ranks(cores: Sequence[Tensor], allowed: Callable[[Chain], bool]) -> Chain:

@@ -1,29 +1,52 @@
 """From a dense matrix to the cores of an MPO: ranks by error, bond or number of entries.
 
-Legend: a chain is a list of cores (left, leg, right) whose leg is the output and input leg of a site merged.
+Legend: a chain is a list of cores (left, leg, right) whose leg is the output and input leg of a site merged. Cutting
+bond ``k`` unfolds a matrix: rows are the legs of the sites up to ``k``, columns the legs behind.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from unbraid.ground.errors import InvalidInputError, require_finite
-from unbraid.tensors import chain
+from unbraid.tensors import chain, subspace
 from unbraid.tensors.legs import interleave
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a decomposition has to keep to.
+
+    Attributes:
+        max_bond: cap of every bond.
+        rel_error: allowed relative Frobenius error.
+        max_parameters: cap of the number of entries.
+
+    Raises:
+        InvalidInputError: naming the limit that makes no sense.
+    """
+
+    max_bond: int | None = None
+    rel_error: float | None = None
+    max_parameters: int | None = None
+
+    def __post_init__(self) -> None:
+        for value, name in ((self.max_bond, "max_bond"), (self.max_parameters, "max_parameters")):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise InvalidInputError(f"{name} must be a positive integer or None; got {value!r}.")
+        error = self.rel_error
+        if error is not None and (isinstance(error, (bool, str)) or not 0 <= error < 1):
+            raise InvalidInputError(f"rel_error must be at least 0 and below 1; got {error!r}.")
+
+
 def decompose(
-    weight: Tensor,
-    outs: Sequence[int],
-    ins: Sequence[int],
-    max_bond: int | None,
-    rel_error: float | None,
-    max_parameters: int | None,
+    weight: Tensor, outs: Sequence[int], ins: Sequence[int], limits: Limits, method: str, seed: int
 ) -> chain.Chain:
     """Cores of ``weight``, rounded to its dtype; what :meth:`unbraid.MPO.from_dense` promises.
 
@@ -31,44 +54,120 @@ def decompose(
         weight: shape (out, in), entries whose squares float64 can hold.
         outs: output legs, with a product of at least out.
         ins: input legs, likewise.
-        max_bond: cap of every bond.
-        rel_error: allowed relative Frobenius error.
-        max_parameters: cap of the number of entries.
+        limits: of bonds, error and entries.
+        method: of :data:`unbraid.tensors.subspace.METHODS`.
+        seed: of random sketches.
     """
-    rows, columns = weight.shape
-    legs = [o * i for o, i in zip(outs, ins, strict=True)]
-    exact = weight.to(torch.complex128 if weight.is_complex() else torch.float64)
-    tensor = interleave(pad(exact, (0, math.prod(ins) - columns, 0, math.prod(outs) - rows)), outs, ins)
-
-    def rounded(cores: chain.Chain) -> chain.Chain:
-        return [core.to(weight.dtype) for core in cores]
-
-    def error(cores: chain.Chain) -> float:
-        rough = chain.contract([core.to(tensor.dtype) for core in rounded(cores)])
-        return float(torch.linalg.vector_norm(rough - tensor))
-
-    norm = float(torch.linalg.vector_norm(tensor))
+    method = subspace.resolve(method, weight.dtype, limits.rel_error)
+    unlimited = limits == Limits()
     eps = torch.finfo(weight.dtype).eps
-    allowance = norm * max(4 * eps if rel_error is None else rel_error, 0.0)
-    cores = chain.split(tensor, legs)
-    if norm > 0:
-        values, _ = chain.schmidt_values(cores)
-        bound = rel_error if rel_error is not None else None if max_bond or max_parameters else 4 * eps
-        ranks = chain.choose_ranks(values, legs, max_bond=max_bond, rel_error=bound, max_parameters=max_parameters)
-        cores, log_norm = chain.truncate(cores, ranks)
-        cores = spread_scale(cores, log_norm)
-    if max_parameters is None and (rel_error is not None or max_bond is None):
-        full = chain.split_exactly(tensor, legs)
-        if error(cores) <= allowance:
-            lowered = _lowered(
-                cores, tensor, legs, lambda trial: error(even(trial)) <= allowance, anew=rel_error is not None
-            )
-            cores = even(lowered)
-        elif max_bond is None and rel_error is not None:
-            cores = full
-        if rel_error is None and [c.shape for c in cores] == [c.shape for c in full]:
-            cores = full
-    return rounded(cores)
+    rel_error = 4 * eps if unlimited else limits.rel_error
+    wide = torch.complex128 if weight.is_complex() else torch.float64
+    narrow = rel_error is None and method in ("gram", "randomized") and weight.dtype != wide
+    work = (torch.complex64 if weight.is_complex() else torch.float32) if narrow else wide
+    if unlimited and method in ("gram", "randomized"):
+        method = "qr"
+    rows, columns = weight.shape
+    padding = (0, math.prod(ins) - columns, 0, math.prod(outs) - rows)
+    matrix = pad(weight, padding).to(work) if any(padding) else weight.to(work)
+    legs = [o * i for o, i in zip(outs, ins, strict=True)]
+    norm = float(torch.linalg.vector_norm(matrix, dtype=wide))
+    if norm == 0:
+        return [matrix.new_zeros(1, leg, 1).to(weight.dtype) for leg in legs]
+
+    def stored(cores: chain.Chain) -> chain.Chain:
+        return [core.to(weight.dtype) for core in even(cores)]
+
+    def capped(ranks: list[int]) -> list[int]:
+        return ranks if limits.max_bond is None else [min(rank, limits.max_bond) for rank in ranks]
+
+    ranks = [min(math.prod(legs[: k + 1]), math.prod(legs[k + 1 :])) for k in range(len(legs) - 1)]
+    if rel_error is None and limits.max_parameters is None:
+        ranks = capped(ranks)
+    else:
+        values = [
+            _above_rounding(subspace.singular_values(_unfolded(matrix, outs, ins, k + 1), method) / norm, method)
+            for k in range(len(legs) - 1)
+        ]
+        ranks = capped([len(s) for s in values])
+        if limits.max_parameters is not None:
+            ranks = chain.ranks_for_entries(values, legs, limits.max_parameters, ranks)
+        if rel_error is not None:
+            ranks = chain.ranks_for_error(values, legs, rel_error, ranks)
+
+    def anew(ranks: Sequence[int]) -> chain.Chain:
+        return tensor_train(matrix, outs, ins, ranks, method, seed)
+
+    cores = anew(ranks)
+    if rel_error is None or limits.max_parameters is not None:
+        return stored(
+            _without_rounding(cores, torch.finfo(torch.float64 if weight.dtype == wide else torch.float32).eps)
+        )
+    tensor = interleave(matrix, outs, ins)
+
+    def allowed(trial: chain.Chain) -> bool:
+        rough = chain.contract([core.to(wide) for core in stored(trial)])
+        return float(torch.linalg.vector_norm(rough - tensor)) <= rel_error * norm
+
+    if allowed(cores):
+        cores = _lowered(cores, anew if limits.rel_error is not None else None, allowed)
+    elif limits.max_bond is None:
+        cores = chain.split_exactly(tensor, legs)
+    full = chain.split_exactly(tensor, legs)
+    if unlimited and [core.shape for core in cores] == [core.shape for core in full]:
+        return [core.to(weight.dtype) for core in full]
+    return stored(cores)
+
+
+def tensor_train(
+    matrix: Tensor, outs: Sequence[int], ins: Sequence[int], ranks: Sequence[int], method: str, seed: int = 0
+) -> chain.Chain:
+    """TT-SVD of a matrix, from the first site on; the last core holds the norm, the others are left-orthogonal.
+
+    Args:
+        matrix: shape (prod(outs), prod(ins)).
+        outs: output legs.
+        ins: input legs.
+        ranks: one a bond.
+        method: of :mod:`unbraid.tensors.subspace`.
+        seed: of random sketches.
+    """
+    cores: chain.Chain = []
+    rest = matrix[None]  # (left, outputs to come, inputs to come): legs are split off one site at a time
+    for out, leg, rank in zip(outs[:-1], ins[:-1], ranks, strict=True):
+        left, rows, columns = rest.shape
+        rest = rest.reshape(left, out, rows // out, leg, columns // leg).transpose(2, 3)
+        unfolded = rest.reshape(left * out * leg, -1)
+        if rank < len(unfolded):
+            basis = subspace.dominant(unfolded, min(rank, *unfolded.shape), method, seed)
+            unfolded = basis.mH @ unfolded
+        else:
+            basis = torch.eye(len(unfolded), dtype=matrix.dtype, device=matrix.device)
+        cores.append(basis.reshape(left, out * leg, -1))
+        rest = unfolded.reshape(-1, rows // out, columns // leg)
+    return [*cores, rest.reshape(len(rest), outs[-1] * ins[-1], 1)]
+
+
+def _unfolded(matrix: Tensor, outs: Sequence[int], ins: Sequence[int], sites: int) -> Tensor:
+    """Legs of the first so many sites as rows, all others as columns; in any order among themselves."""
+    rows, columns = math.prod(outs[:sites]), math.prod(ins[:sites])
+    return matrix.reshape(rows, -1, columns, matrix.shape[1] // columns).transpose(1, 2).reshape(rows * columns, -1)
+
+
+def _above_rounding(values: Tensor, method: str) -> Tensor:
+    """Singular values without those that are the rounding of float64; of Gram matrices, noise of this size remains."""
+    floor = torch.finfo(torch.float64).eps if method in ("svd", "qr") else 0.0
+    return values[: max(1, int((values > floor).sum()))]
+
+
+def _without_rounding(cores: chain.Chain, floor: float) -> chain.Chain:
+    """Without the bonds that only rounding keeps up, as those of a matrix of lower rank than the caps."""
+    values, _ = chain.schmidt_values(cores)
+    ranks = [max(1, int((s > floor).sum())) for s in values]
+    if all(rank == core.shape[2] for rank, core in zip(ranks, cores, strict=False)):
+        return cores
+    lowered, log_norm = chain.truncate(cores, ranks)
+    return spread_scale(lowered, log_norm)
 
 
 def spread_scale(cores: Sequence[Tensor], log_norm: Tensor) -> chain.Chain:
@@ -88,12 +187,13 @@ def even(cores: Sequence[Tensor]) -> chain.Chain:
 
 
 def _lowered(
-    cores: chain.Chain, tensor: Tensor, legs: Sequence[int], allowed: Callable[[chain.Chain], bool], *, anew: bool
+    cores: chain.Chain,
+    anew: Callable[[Sequence[int]], chain.Chain] | None,
+    allowed: Callable[[chain.Chain], bool],
 ) -> chain.Chain:
-    """Lower ranks until truncating a bond of the chain, or decomposing ``tensor`` anew with one rank less, fails."""
-    if not anew:
+    """Lower ranks until truncating a bond of the chain, or decomposing ``anew`` with one rank less, fails."""
+    if anew is None:
         return chain.lower_ranks(cores, allowed)
-    whole, log_norm = chain.canonicalize(chain.split(tensor, legs), 0)
     again = True
     while again:
         cores, again = chain.lower_ranks(cores, allowed), False
@@ -101,7 +201,7 @@ def _lowered(
         for k, rank in enumerate(ranks):
             if rank == 1:
                 continue
-            trial = spread_scale(chain.cut(whole, [r - (j == k) for j, r in enumerate(ranks)]), log_norm)
+            trial = anew([r - (j == k) for j, r in enumerate(ranks)])
             if allowed(trial):
                 cores, again = trial, True
                 break
@@ -121,17 +221,5 @@ def check_weight(weight: Tensor) -> None:
         raise InvalidInputError(f"weight must have at least one row and one column; got shape {tuple(weight.shape)}.")
     if not (weight.is_floating_point() or weight.is_complex()):
         raise InvalidInputError(f"weight must be floating point or complex; got {weight.dtype}. Convert it first.")
-    require_finite(weight, "weight")
-
-
-def check_limits(max_bond: int | None, rel_error: float | None, max_parameters: int | None) -> None:
-    """Refuse limits that make no sense.
-
-    Raises:
-        InvalidInputError: naming the limit.
-    """
-    for value, name in ((max_bond, "max_bond"), (max_parameters, "max_parameters")):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise InvalidInputError(f"{name} must be a positive integer or None; got {value!r}.")
-    if rel_error is not None and not 0 <= rel_error < 1:
-        raise InvalidInputError(f"rel_error must be at least 0 and below 1; got {rel_error!r}.")
+    if not math.isfinite(float(torch.linalg.vector_norm(weight.detach(), ord=math.inf))):
+        require_finite(weight, "weight")

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from unbraid.ground.errors import InvalidInputError, require_finite
+from unbraid.ground.errors import InvalidInputError, require_choice, require_finite
 from unbraid.ground.random import stream
-from unbraid.tensors import chain
+from unbraid.tensors import chain, subspace
 from unbraid.tensors.contraction import apply_cores, resized
-from unbraid.tensors.decompose import check_limits, check_weight, decompose, even, spread_scale
+from unbraid.tensors.decompose import Limits, check_weight, decompose, even, spread_scale
 from unbraid.tensors.entanglement import bond_entropy
 from unbraid.tensors.legs import deinterleave
 from unbraid.tensors.sites import align, check_dims, qubit_sites
@@ -82,8 +82,10 @@ class MPO:
         max_bond: int | None = None,
         rel_error: float | None = None,
         max_parameters: int | None = None,
+        method: str = "auto",
+        seed: int = 0,
     ) -> MPO:
-        """Decompose a matrix, in float64 whatever its dtype, by SVDs between neighbouring sites.
+        """Decompose a matrix by truncations between neighbouring sites (TT-SVD).
 
         Without any limit the ranks are those of the matrix at rounding. With ``rel_error`` alone, the Frobenius norm of
         the error is at most that fraction of the norm of ``weight`` (measured after rounding to the dtype, honoured
@@ -96,7 +98,11 @@ class MPO:
             in_dims: input legs a site, likewise. The shorter list gets legs of dimension 1 at its tail.
             max_bond: cap of every bond dimension.
             rel_error: allowed relative error, 0 <= rel_error < 1.
-            max_parameters: drop the least valuable Schmidt values until at most this many core entries are left.
+            max_parameters: the most valuable Schmidt values that at most this many core entries hold.
+            method: "svd", "qr", "gram" (Gram matrices in float64: quickest where the weight is no float64 itself),
+                "randomized" (quicker still for small bonds, its error up to a few per cent above the best), or "auto":
+                "gram", but "qr" for float64 weights and errors below 1e-5.
+            seed: of the random sketches of "randomized".
 
         Returns:
             The MPO, with cores of the dtype and on the device of ``weight``.
@@ -105,7 +111,8 @@ class MPO:
             InvalidInputError: if ``weight`` is no matrix, is empty or not finite, or legs and limits do not fit.
         """
         check_weight(weight)
-        check_limits(max_bond, rel_error, max_parameters)
+        limits = Limits(max_bond, rel_error, max_parameters)
+        require_choice(method, subspace.METHODS, "method")
         rows, columns = weight.shape
         default = qubit_sites(rows, columns)
         outs, ins = align(
@@ -118,7 +125,7 @@ class MPO:
                 f"max_parameters must be at least {smallest}, the entries with all bonds 1 on the legs {outs} x {ins}"
                 f"; got {max_parameters}. Allow more, or choose other legs."
             )
-        peak = float(weight.detach().abs().max())
+        peak = float(torch.linalg.vector_norm(weight.detach(), ord=math.inf))
         if peak > 0 and not 1e-100 < peak < 1e100:  # squares would leave the range of float64
             factor = 2.0 ** math.floor(math.log2(peak))
             scaled = cls.from_dense(
@@ -128,9 +135,11 @@ class MPO:
                 max_bond=max_bond,
                 rel_error=rel_error,
                 max_parameters=max_parameters,
+                method=method,
+                seed=seed,
             )
             return scaled * factor
-        cores = decompose(weight.detach(), outs, ins, max_bond, rel_error, max_parameters)
+        cores = decompose(weight.detach(), outs, ins, limits, method, seed)
         template = cls.__new__(cls)
         template.out_dims, template.in_dims, template.shape = outs, ins, (rows, columns)
         return template._like(cores, 0.0)
@@ -160,7 +169,7 @@ class MPO:
             dtype: of the cores; torch's default if None.
             device: of the cores.
         """
-        check_limits(max_bond, None, None)
+        Limits(max_bond)
         outs, ins = align(out_dims, in_dims)
         check_dims(outs, math.prod(outs), "out_dims")
         check_dims(ins, math.prod(ins), "in_dims")
@@ -288,7 +297,7 @@ class MPO:
         Raises:
             InvalidInputError: if a limit makes no sense.
         """
-        check_limits(max_bond, rel_error, None)
+        Limits(max_bond, rel_error)
         wide = self._wide_chain()
         cores, log_norm = chain.canonicalize(
             [core.to(torch.complex128 if core.is_complex() else torch.float64) for core in wide], 0
@@ -323,7 +332,10 @@ class MPO:
     ) -> tuple[chain.Chain, Tensor]:
         values, _ = chain.schmidt_values(cores)
         legs = [o * i for o, i in zip(self.out_dims, self.in_dims, strict=True)]
-        return chain.truncate(cores, chain.choose_ranks(values, legs, max_bond=max_bond, rel_error=rel_error))
+        ranks = [len(s) if max_bond is None else min(len(s), max_bond) for s in values]
+        return chain.truncate(
+            cores, ranks if rel_error is None else chain.ranks_for_error(values, legs, rel_error, ranks)
+        )
 
     def schmidt_values(self, bond: int) -> Tensor:
         """Singular values between the sites up to ``bond`` and the rest, descending; shape (rank,), float64.

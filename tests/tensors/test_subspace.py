@@ -1,0 +1,75 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unbraid.tensors.subspace import METHODS, dominant, gram, resolve, singular_values
+
+EXACT = ("svd", "qr", "gram")
+
+
+def decaying(rows, columns, dtype=torch.float64, seed=0, decay=0.2):
+    matrix = torch.randn(rows, columns, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    return (u * torch.exp(-decay * torch.arange(len(s))).to(s.dtype)) @ vh
+
+
+def kept(matrix, basis):
+    return float(torch.linalg.vector_norm(basis.mH @ matrix) ** 2)
+
+
+@settings(max_examples=40)
+@given(
+    rows=st.integers(1, 90),
+    columns=st.integers(1, 90),
+    share=st.floats(0, 1),
+    method=st.sampled_from(EXACT),
+    dtype=st.sampled_from([torch.float64, torch.complex128]),
+    seed=st.integers(0, 99),
+)
+def test_bases_are_orthonormal_and_keep_what_the_best_keeps(rows, columns, share, method, dtype, seed):
+    matrix = decaying(rows, columns, dtype, seed, decay=0.02)
+    rank = max(1, round(share * min(rows, columns)))
+    basis = dominant(matrix, rank, method)
+    assert torch.allclose(basis.mH @ basis, torch.eye(rank, dtype=dtype), atol=1e-10)
+    best = float((torch.linalg.svdvals(matrix)[:rank] ** 2).sum())
+    assert kept(matrix, basis) == pytest.approx(best, rel=1e-9)
+
+
+@settings(max_examples=20)
+@given(rows=st.integers(40, 200), columns=st.integers(40, 200), seed=st.integers(0, 99))
+def test_sketches_keep_nearly_as_much_where_values_fall(rows, columns, seed):
+    matrix = decaying(rows, columns, torch.float32, decay=0.1)
+    basis = dominant(matrix, 8, "randomized", seed)
+    assert torch.allclose(basis.mH @ basis, torch.eye(8), atol=1e-5)
+    values = torch.linalg.svdvals(matrix)
+    total, best = float((values**2).sum()), float((values[:8] ** 2).sum())
+    assert total - kept(matrix, basis) <= 1.02**2 * (total - best)
+
+
+def test_a_sketch_depends_on_its_seed_alone():
+    matrix = decaying(120, 300, torch.float32)
+    assert torch.equal(dominant(matrix, 8, "randomized", 3), dominant(matrix, 8, "randomized", 3))
+    assert not torch.equal(dominant(matrix, 8, "randomized", 3), dominant(matrix, 8, "randomized", 4))
+
+
+@pytest.mark.parametrize("shape", [(3, 500), (70, 70), (80, 40_000)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
+def test_gram_matrices_are_summed_in_float64(shape, dtype):
+    matrix = torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    wide = matrix.to(torch.complex128 if dtype.is_complex else torch.float64)
+    assert torch.allclose(gram(matrix).tril(), (wide @ wide.mH).tril(), rtol=1e-13, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(30, 200), (200, 30)])
+def test_singular_values(shape):
+    matrix = decaying(*shape)
+    exact = torch.linalg.svdvals(matrix)
+    assert torch.allclose(singular_values(matrix, "qr"), exact)
+    assert torch.allclose(singular_values(matrix, "gram"), exact, atol=1e-7 * float(exact[0]))
+
+
+def test_auto_takes_gram_matrices_unless_digits_would_be_lost():
+    assert resolve("auto", torch.float32, None) == resolve("auto", torch.bfloat16, 0.1) == "gram"
+    assert resolve("auto", torch.float64, 0.1) == resolve("auto", torch.float32, 1e-6) == "qr"
+    assert [resolve(method, torch.float64, None) for method in METHODS[1:]] == list(METHODS[1:])
