@@ -1,6 +1,6 @@
 """Every grouping of cores against the dense matrix, gradients included."""
 
-from itertools import pairwise
+from itertools import pairwise, product
 from math import prod
 
 import pytest
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unbraid.tensors import MPO, contraction
-from unbraid.tensors.contraction import apply_cores, plan, shapes_of
+from unbraid.tensors.contraction import Plan, apply_cores, plan, shapes_of
 
 
 @st.composite
@@ -40,21 +40,22 @@ def test_every_grouping_from_either_end_equals_the_dense_matrix(mpo, batch):
     wanted = run(lambda x, cores: x @ MPO(cores).to_padded_dense().mT)
     with pytest.MonkeyPatch.context() as patch:
         for blocks in groupings(len(mpo.cores)):
-            for from_left in (True, False):
-                patch.setattr(contraction, "plan", lambda *_, chosen=(blocks, from_left, 0.0): chosen)
+            for from_left, rows in product((True, False), (0, 1, 2)):
+                chosen = Plan(blocks, from_left, rows, 0.0)
+                patch.setattr(contraction, "plan", lambda *_, chosen=chosen, **__: chosen)
                 for one, other in zip(run(apply_cores), wanted, strict=True):
                     torch.testing.assert_close(one, other)
 
 
 @given(operators(), st.integers(0, 5000))
 def test_a_plan_covers_every_site_once(mpo, batch):
-    blocks, *_ = plan(shapes_of(mpo.cores), batch)
+    blocks = plan(shapes_of(mpo.cores), batch).blocks
     assert [k for start, stop in blocks for k in range(start, stop)] == list(range(len(mpo.cores)))
 
 
 def test_long_chains_never_form_the_matrix():
     mpo = MPO.random((2,) * 18, (2,) * 18, 3)
-    blocks, *_ = plan(shapes_of(mpo.cores), 4)
+    blocks = plan(shapes_of(mpo.cores), 4).blocks
     assert len(blocks) > 2
     assert apply_cores(torch.randn(2, 2**18), mpo.cores).shape == (2, 2**18)
 

@@ -5,7 +5,7 @@ Legend: B is a batch, in and out the logical sizes; padded sizes are the product
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch
@@ -15,13 +15,22 @@ from torch.nn.functional import linear
 from unbraid.circuits import Circuit
 from unbraid.disentangling.result import Disentangled
 from unbraid.ground.errors import InvalidInputError
-from unbraid.tensors import MPO
-from unbraid.tensors.contraction import apply_cores, price, price_dense, resized
-from unbraid.tensors.prices import product
+from unbraid.nn.kept import Kept, without_autocast
+from unbraid.tensors import MPO, contraction
+from unbraid.tensors.contraction import Plan, apply_cores, price, price_dense, resized, shapes_of
+from unbraid.tensors.prices import ONCE, TRAINING, product
+
+ROWS_IN_GRAPHS = 256  # torch.compile and torch.export take the plan for this batch, whatever comes
 
 
 class MPOLinear(nn.Module):
     """A linear layer whose weight is a matrix product operator with trainable cores.
+
+    How a batch passes the cores depends on its size, the bonds, and whether gradients are wanted; :meth:`plan` tells.
+    While no gradient of the cores is wanted, joined cores are kept from one call to the next, the whole weight where
+    that is quickest. They are made anew once a core was changed, other than in place through ``.data``, or the layer
+    was moved or put in training mode. With ``keeps_blocks = False`` nothing is kept, and no more memory is taken than
+    the cores'.
 
     Args:
         mpo: real; its scale is spread over the cores.
@@ -31,11 +40,16 @@ class MPOLinear(nn.Module):
         InvalidInputError: if the MPO is complex or the bias has another size.
     """
 
+    keeps_blocks = True
+
     def __init__(self, mpo: MPO, bias: Tensor | None = None) -> None:
         super().__init__()
         self.cores = _core_parameters(mpo)
         self.out_features, self.in_features = mpo.shape
         self.bias = _bias_parameter(bias, self.out_features, mpo)
+        self._shapes = shapes_of(mpo.cores)
+        self._in_graphs = contraction.plan(self._shapes, ROWS_IN_GRAPHS, chunked=False)
+        self._kept: Kept[list[Tensor]] = Kept()
 
     @classmethod
     def from_linear(
@@ -86,14 +100,55 @@ class MPOLinear(nn.Module):
             f"out_dims={mpo.out_dims}, in_dims={mpo.in_dims}, bond_dims={mpo.bond_dims}"
         )
 
+    def plan(self, batch: int, *, training: bool | None = None) -> Plan:
+        """How so many vectors would pass; ``print(layer.plan(64).describe())``.
+
+        Args:
+            batch: number of vectors.
+            training: whether gradients of the cores are wanted; by default as things stand.
+        """
+        if training is None:
+            training = torch.is_grad_enabled() and any(core.requires_grad for core in self.cores)
+        return self._plan(batch, training, chunked=self.cores[0].element_size() > 2)
+
+    def _plan(self, batch: int, training: bool, chunked: bool) -> Plan:
+        tariff = TRAINING if training else ONCE
+        joined = self.keeps_blocks and not training
+        return contraction.plan(self._shapes, contraction.rounded(batch), tariff, joined, chunked)
+
     def forward(self, x: Tensor) -> Tensor:
         """Shape (..., in) to (..., out)."""
         if x.shape[-1] != self.in_features:
             raise InvalidInputError(f"This layer takes {self.in_features} features; got shape {tuple(x.shape)}.")
         cores = tuple(self.cores)
-        y = apply_cores(resized(x, prod(core.shape[2] for core in cores)), cores)
+        training = torch.is_grad_enabled() and any(core.requires_grad for core in cores)
+        compiling = torch.compiler.is_compiling()
+        way = self._in_graphs if compiling else self._plan(x.shape[:-1].numel(), training, contraction.may_be_cut(x))
+        keeps = self.keeps_blocks and not training and not compiling
+        blocks = self._kept.get(cores, way, self._blocks) if keeps else self._blocks(cores, way)
+        if way.is_dense:
+            return linear(x, blocks[0], self.bias)
+        y = contraction.passed(resized(x, prod(shape[2] for shape in self._shapes)), blocks, way, self._shapes)
         y = resized(y, self.out_features)
-        return y if self.bias is None else y + self.bias
+        if self.bias is None:
+            return y
+        bias = self.bias.to(y.dtype)  # under autocast y has less precision, as that of nn.Linear
+        return y + bias if torch.is_grad_enabled() else y.add_(bias)
+
+    def _blocks(self, cores: tuple[Tensor, ...], way: Plan) -> list[Tensor]:
+        """Joined cores as matrices; the whole one cropped to the logical sizes."""
+        with without_autocast(cores[0]):
+            blocks = contraction.matrices(cores, way)
+        return [blocks[0][: self.out_features, : self.in_features]] if way.is_dense else blocks
+
+    def train(self, mode: bool = True) -> MPOLinear:
+        """As of any module; blocks that were kept are dropped."""
+        self._kept = Kept()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MPOLinear:
+        self._kept = Kept()
+        return super()._apply(fn, recurse)
 
     def to_linear(self) -> nn.Linear:
         """The equivalent dense layer."""

@@ -19,7 +19,7 @@ from torch import nn
 from unbraid.circuits import Circuit
 from unbraid.disentangling import Disentangled
 from unbraid.ground.random import isolated
-from unbraid.nn import accuracy, convert_layers, disentangle_layers, heal, tensorize
+from unbraid.nn import MPOLinear, accuracy, convert_layers, disentangle_layers, heal, merge_back, tensorize
 from unbraid.quantum import TorchExecutor, count_gates, estimate_cost, to_quantum
 from unbraid.recipes.datasets import Dataset
 from unbraid.recipes.recipe import (
@@ -35,13 +35,14 @@ from unbraid.recipes.recipe import (
     plot_accuracies,
     with_spread,
 )
+from unbraid.tensors.sites import qubit_sites
 
 TARGETS = ("fc1", "fc2")
 DENSE, TRUNCATED, HEALED = "dense", "operators, not healed", "operators, healed"
 EXPLICIT, FINAL = "disentangled, not healed", "disentangled, healed"
 IN_TURN, SHOTS = "disentangled one by one, healed", "as circuits, sampled"
-LOW_RANK = "low rank, healed"
-STEPS = (DENSE, TRUNCATED, HEALED, EXPLICIT, FINAL, IN_TURN, SHOTS, LOW_RANK)
+ALONE, LOW_RANK = "operators of as many scalars, healed", "low rank, healed"
+STEPS = (DENSE, TRUNCATED, HEALED, EXPLICIT, FINAL, IN_TURN, SHOTS, ALONE, LOW_RANK)
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ def run_seed(request: Request, seed: int) -> dict[str, Any]:
     center = data.train[0][:5_000]
     hybrid = to_quantum(final, TorchExecutor(seed), shots=settings.shots, seed=seed, center=center)
     models[SHOTS] = hybrid
+    models[ALONE] = _healed(_operators_alone(healed, final), dense, data, settings, seed)
     models[LOW_RANK] = _healed(_low_rank(dense, _scalars(final)), dense, data, settings, seed)
     cost = estimate_cost(hybrid, 1)
     circuits = [module for module in final.modules() if isinstance(module, Circuit)]
@@ -127,6 +129,18 @@ def run_seed(request: Request, seed: int) -> dict[str, Any]:
         "transpiled": sum(count_gates(circuit)["transpiled"]["two_qubit"] for circuit in circuits),
         "cost": [cost.circuits, cost.shots, cost.two_qubit_gates],
     }
+
+
+def _operators_alone(healed: nn.Module, final: nn.Module) -> nn.Module:
+    """The healed operators, compressed to at most as many scalars as layers with circuits have."""
+    model = merge_back(healed)
+    for name in TARGETS:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        most = _scalars(final.get_submodule(name)) - layer.out_features
+        dims = qubit_sites(layer.out_features, layer.in_features)
+        model.set_submodule(name, MPOLinear.from_linear(layer, *dims, max_parameters=most))
+    return model
 
 
 def _low_rank(dense: nn.Sequential, limit: int) -> nn.Sequential:
@@ -191,13 +205,14 @@ def _assemble(request: Request, results: Mapping[str, Any]) -> Outcome:
         FINAL: "the same, healed with trainable gates",
         IN_TURN: "fc2 disentangled and healed first, then fc1, half the epochs each",
         SHOTS: f"'{FINAL}' with {settings.shots:,} shots a vector and circuit",
+        ALONE: f"'{HEALED}' compressed to at most as many scalars as '{FINAL}', no circuits",
         LOW_RANK: f"fc1 and fc2 as two factors each, with at most as many scalars as '{FINAL}'",
     }
     rows = []
     for name in STEPS:
         values = [each["accuracy"][name] for each in found]
         lost = [each["accuracy"][DENSE] - value for each, value in zip(found, values, strict=True)]
-        kind = {DENSE: "original", LOW_RANK: "control"}.get(name, "hybrid")
+        kind = {DENSE: "original", ALONE: "control", LOW_RANK: "control"}.get(name, "hybrid")
         row = make_row(
             name,
             kind,

@@ -1,0 +1,44 @@
+"""Tensors made of parameters, kept from one call to the next until a parameter changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+Made = TypeVar("Made")
+
+
+class Kept(Generic[Made]):
+    """What was made of some parameters, by what was asked for; copies and pickles begin empty."""
+
+    def __init__(self) -> None:
+        self._stamp: tuple[Any, ...] = ()
+        self._parameters: tuple[Tensor, ...] = ()
+        self._made: dict[Any, Made] = {}
+
+    def get(self, parameters: tuple[Tensor, ...], key: Any, make: Callable[[tuple[Tensor, ...], Any], Made]) -> Made:
+        """``make(parameters, key)``, or what it gave since the parameters last changed."""
+        if any(type(parameter) is not Parameter or parameter.is_inference() for parameter in parameters):
+            return make(parameters, key)  # stand-ins of transforms, and tensors that count no changes
+        stamp = tuple((parameter.data_ptr(), parameter._version) for parameter in parameters)
+        same = stamp == self._stamp and all(a is b for a, b in zip(parameters, self._parameters, strict=True))
+        if not same:
+            self._stamp, self._parameters, self._made = stamp, parameters, {}
+        if key not in self._made:
+            with torch.inference_mode(False), torch.no_grad():
+                self._made[key] = make(parameters, key)
+        return self._made[key]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Kept, ())
+
+
+def without_autocast(like: Tensor) -> AbstractContextManager[Any]:
+    """Parameters are joined in their own precision; products with inputs are cast as they would be."""
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
