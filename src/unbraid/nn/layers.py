@@ -16,7 +16,7 @@ from unbraid.circuits import Circuit
 from unbraid.disentangling.result import Disentangled
 from unbraid.ground.errors import InvalidInputError
 from unbraid.nn.kept import Kept, without_autocast
-from unbraid.tensors import MPO, contraction
+from unbraid.tensors import MPO, contraction, rebuilt
 from unbraid.tensors.contraction import Plan, apply_cores, price, price_dense, resized, shapes_of
 from unbraid.tensors.prices import ONCE, TRAINING, product
 
@@ -124,6 +124,10 @@ class MPOLinear(nn.Module):
         training = torch.is_grad_enabled() and any(core.requires_grad for core in cores)
         compiling = torch.compiler.is_compiling()
         way = self._in_graphs if compiling else self._plan(x.shape[:-1].numel(), training, contraction.may_be_cut(x))
+        if way.is_dense and training and not compiling and self._can_be_rebuilt(x):
+            middle = len(cores) // 2
+            one, other = contraction.join(cores[:middle]), contraction.join(cores[middle:])
+            return rebuilt.linear(x, one[0], other[..., 0], self.bias)
         keeps = self.keeps_blocks and not training and not compiling
         blocks = self._kept.get(cores, way, self._blocks) if keeps else self._blocks(cores, way)
         if way.is_dense:
@@ -134,6 +138,14 @@ class MPOLinear(nn.Module):
             return y
         bias = self.bias.to(y.dtype)  # under autocast y has less precision, as that of nn.Linear
         return y + bias if torch.is_grad_enabled() else y.add_(bias)
+
+    def _can_be_rebuilt(self, x: Tensor) -> bool:
+        """Whether the dense weight can be made block by block: without padding, in full precision, on a CPU."""
+        padded = tuple(prod(shape[k] for shape in self._shapes) for k in (1, 2)) != (
+            self.out_features,
+            self.in_features,
+        )
+        return len(self._shapes) > 1 and not padded and x.device.type == "cpu" and contraction.may_be_cut(x)
 
     def _blocks(self, cores: tuple[Tensor, ...], way: Plan) -> list[Tensor]:
         """Joined cores as matrices; the whole one cropped to the logical sizes."""
