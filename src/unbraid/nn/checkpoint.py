@@ -19,8 +19,17 @@ from torch import Tensor, nn
 from unbraid.ground.errors import FileFormatError, InvalidInputError, require_finite
 from unbraid.ground.files import make_directory, read_json, read_tensors, write_json, write_tensors
 from unbraid.ground.manifest import hash_tensors, versions
-from unbraid.nn.declaration import build_layer, build_model, count_entries, describe_layer, describe_model
-from unbraid.nn.layers import DisentangledLinear, MPOLinear
+from unbraid.nn.declaration import (
+    TENSOR_LAYERS,
+    build_layer,
+    build_model,
+    count_entries,
+    describe_layer,
+    describe_model,
+)
+from unbraid.nn.kinds import kind_of
+from unbraid.nn.layers import DisentangledLinear
+from unbraid.nn.operator import OperatorModule
 from unbraid.nn.surgery import replace_modules
 
 FORMAT_VERSION = 1
@@ -67,7 +76,7 @@ def save_pretrained(model: nn.Module, directory: str | os.PathLike[str]) -> Path
     for name, tensor in state.items():
         if tensor.is_floating_point():
             require_finite(tensor, f"{name!r}")
-    layers = {n: describe_layer(m) for n, m in model.named_modules() if isinstance(m, (MPOLinear, DisentangledLinear))}
+    layers = {name: describe_layer(each) for name, each in model.named_modules() if isinstance(each, TENSOR_LAYERS)}
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     configuration = Configuration(
         format="unbraid-model",
@@ -168,7 +177,7 @@ def _dtype(name: str) -> torch.dtype:
 
 def _check_replaced(module: nn.Module, layer: nn.Module, name: str, place: Path) -> None:
     """Whether a layer of the file may stand where ``module`` stands."""
-    sizes = [(getattr(each, "out_features", None), getattr(each, "in_features", None)) for each in (module, layer)]
+    sizes = [_size(each) for each in (module, layer)]
     if sizes[0] != sizes[1]:
         raise InvalidInputError(
             f"Layer {name!r} of the model has (outputs, inputs) = {sizes[0]}; in {place} it has {sizes[1]}. Pass the "
@@ -179,6 +188,16 @@ def _check_replaced(module: nn.Module, layer: nn.Module, name: str, place: Path)
             f"Layer {name!r} of the model is of another declaration than in {place}: legs, bonds or circuits differ. "
             "Pass the same architecture, or its linear layers."
         )
+
+
+def _size(layer: nn.Module) -> tuple[int, int] | None:
+    """(out, in) of a layer's weight as a matrix; None where there is none."""
+    if isinstance(layer, OperatorModule):
+        return layer.mpo.shape
+    if isinstance(layer, DisentangledLinear):
+        return layer.out_features, layer.in_features
+    kind = kind_of(layer)
+    return None if kind is None else (kind.matrix(layer).shape[0], kind.matrix(layer).shape[1])
 
 
 def _check_names(model: nn.Module, built: dict[str, nn.Module], state: dict[str, Tensor], place: Path) -> None:

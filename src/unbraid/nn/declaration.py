@@ -14,13 +14,22 @@ from torch import nn
 
 from unbraid.circuits import Ansatz, Circuit
 from unbraid.ground.errors import FileFormatError, InvalidInputError
+from unbraid.nn.convolution import MPOConv2d, conv_options
+from unbraid.nn.embedding import MPOEmbedding
 from unbraid.nn.layers import DisentangledLinear, MPOLinear
 from unbraid.tensors import MPO
 
+_CONVOLUTION = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 # What a plain module is rebuilt from: constructor arguments that are attributes of the same name.
 _PLAIN: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "Linear": (nn.Linear, ("in_features", "out_features", "bias")),
     "BatchNorm1d": (nn.BatchNorm1d, ("num_features", "eps", "momentum", "affine", "track_running_stats")),
+    "BatchNorm2d": (nn.BatchNorm2d, ("num_features", "eps", "momentum", "affine", "track_running_stats")),
+    "MaxPool2d": (nn.MaxPool2d, ("kernel_size", "stride", "padding", "dilation", "ceil_mode")),
+    "AvgPool2d": (nn.AvgPool2d, ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")),
+    "AdaptiveAvgPool2d": (nn.AdaptiveAvgPool2d, ("output_size",)),
+    "Conv2d": (nn.Conv2d, ("in_channels", "out_channels", *_CONVOLUTION, "bias")),
+    "Embedding": (nn.Embedding, ("num_embeddings", "embedding_dim", "padding_idx")),
     "LayerNorm": (nn.LayerNorm, ("normalized_shape", "eps", "elementwise_affine", "bias")),
     "Dropout": (nn.Dropout, ("p",)),
     "Flatten": (nn.Flatten, ("start_dim", "end_dim")),
@@ -35,7 +44,8 @@ _PLAIN: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "Softmax": (nn.Softmax, ("dim",)),
     "LogSoftmax": (nn.LogSoftmax, ("dim",)),
 }
-_TENSOR_LAYERS = (MPOLinear, DisentangledLinear)
+TENSOR_LAYERS = (MPOLinear, MPOConv2d, MPOEmbedding, DisentangledLinear)
+_TENSOR_LAYER_NAMES = tuple(layer.__name__ for layer in TENSOR_LAYERS)
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 }
@@ -45,7 +55,7 @@ LARGEST_LAYER = 2**28  # entries; a file that asks for more is refused before me
 
 def describe_model(module: nn.Module) -> dict[str, Any] | None:
     """The declaration of a module, or None if some part of it is no known building block."""
-    if isinstance(module, _TENSOR_LAYERS):
+    if isinstance(module, TENSOR_LAYERS):
         return describe_layer(module)
     if type(module) is nn.Sequential:
         # named_children() lists a module that stands at two places only once
@@ -59,8 +69,9 @@ def describe_model(module: nn.Module) -> dict[str, Any] | None:
     options = {name: getattr(module, name) for name in entry[1]}
     if "bias" in options:
         options["bias"] = module.bias is not None
-    if "normalized_shape" in options:
-        options["normalized_shape"] = list(options["normalized_shape"])
+    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.scale_grad_by_freq or module.sparse):
+        return None
+    options = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
     return {"type": type(module).__name__, "options": options}
 
 
@@ -68,6 +79,17 @@ def describe_layer(layer: nn.Module) -> dict[str, Any]:
     """The declaration of an MPO or disentangled layer: its geometry, without numbers."""
     if isinstance(layer, MPOLinear):
         return {"type": "MPOLinear", "core": _describe_mpo(layer.mpo), "bias": layer.bias is not None}
+    if isinstance(layer, MPOConv2d):
+        options = {name: list(v) if isinstance(v, tuple) else v for name, v in conv_options(layer).items()}
+        options["kernel_size"] = list(layer.kernel_size)
+        return {
+            "type": "MPOConv2d",
+            "core": _describe_mpo(layer.mpo),
+            "bias": layer.bias is not None,
+            "options": options,
+        }
+    if isinstance(layer, MPOEmbedding):
+        return {"type": "MPOEmbedding", "core": _describe_mpo(layer.mpo), "padding_idx": layer.padding_idx}
     assert isinstance(layer, DisentangledLinear)
     return {
         "type": "DisentangledLinear",
@@ -100,8 +122,11 @@ def build_model(declaration: Any) -> nn.Module:
                 raise FileFormatError(f"{kind} takes {', '.join(names)}; the file gives {', '.join(options)}.")
             if kind == "Linear" and max(options["in_features"], 1) * options["out_features"] > LARGEST_LAYER:
                 raise FileFormatError("The file declares an unreasonably large layer.")
+            options = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
+            if kind in ("Conv2d", "Embedding") and _plain_entries(kind, options) > LARGEST_LAYER:
+                raise FileFormatError("The file declares an unreasonably large layer.")
             return cls(**options)
-        if kind in ("MPOLinear", "DisentangledLinear"):
+        if kind in _TENSOR_LAYER_NAMES:
             return build_layer(declaration)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
         if isinstance(error, FileFormatError):
@@ -120,6 +145,17 @@ def build_layer(declaration: Any) -> nn.Module:
         core = _build_mpo(declaration["core"])
         if declaration["type"] == "MPOLinear":
             return MPOLinear(core, torch.zeros(core.shape[0], dtype=core.dtype) if declaration["bias"] else None)
+        if declaration["type"] == "MPOConv2d":
+            options: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in declaration["options"].items()
+            }
+            size = options.pop("kernel_size")
+            return MPOConv2d(
+                core, size, torch.zeros(core.shape[0], dtype=core.dtype) if declaration["bias"] else None, **options
+            )
+        if declaration["type"] == "MPOEmbedding":
+            return MPOEmbedding(core, declaration["padding_idx"])
         if declaration["type"] != "DisentangledLinear":
             raise FileFormatError(f"Unknown layer type {declaration['type']!r}. Was it written by a newer version?")
         output = _build_circuit(declaration["output_circuit"], core.dtype, mirrored=False)
@@ -146,21 +182,23 @@ def count_entries(declaration: Any) -> int:
         kind = declaration["type"]
         if kind == "Sequential":
             return sum(count_entries(child) for child in declaration["children"].values())
-        if kind in ("MPOLinear", "DisentangledLinear"):
+        if kind in _TENSOR_LAYER_NAMES:
             core = declaration["core"]
             bonds = [1, *core["bond_dims"], 1]
             total = sum(
                 prod(dims) for dims in zip(bonds[:-1], core["out_dims"], core["in_dims"], bonds[1:], strict=True)
             )
-            if declaration["bias"]:
-                total += core["shape"][0] if kind == "MPOLinear" else declaration["out_features"]
+            if declaration.get("bias"):
+                total += declaration["out_features"] if kind == "DisentangledLinear" else core["shape"][0]
             return total + sum(
                 _count_gates(declaration[side]) for side in ("output_circuit", "input_circuit") if side in declaration
             )
         options = declaration.get("options", {})
+        if kind in ("Conv2d", "Embedding"):
+            return _plain_entries(kind, options)
         if kind == "Linear":
             return options["in_features"] * options["out_features"] + options["out_features"] * bool(options["bias"])
-        if kind == "BatchNorm1d" and (options["affine"] or options["track_running_stats"]):
+        if kind in ("BatchNorm1d", "BatchNorm2d") and (options["affine"] or options["track_running_stats"]):
             return options["num_features"]
         if kind == "LayerNorm" and options["elementwise_affine"]:
             return prod(options["normalized_shape"])
@@ -169,6 +207,16 @@ def count_entries(declaration: Any) -> int:
         if isinstance(error, FileFormatError):
             raise
         raise FileFormatError(f"The model declaration is malformed: {error!r}.") from error
+
+
+def _plain_entries(kind: str, options: dict[str, Any]) -> int:
+    """Of a dense convolution or embedding, from its constructor's arguments."""
+    if kind == "Embedding":
+        return int(options["num_embeddings"]) * int(options["embedding_dim"])
+    size = options["kernel_size"]
+    inside = prod(size) if isinstance(size, (list, tuple)) else size**2
+    bias = options["out_channels"] if options["bias"] else 0
+    return int(options["in_channels"] // max(options["groups"], 1) * options["out_channels"] * inside + bias)
 
 
 def _count_gates(data: Any) -> int:

@@ -5,7 +5,7 @@ Legend: B is a batch, in and out the logical sizes; padded sizes are the product
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -15,22 +15,21 @@ from torch.nn.functional import linear
 from unbraid.circuits import Circuit
 from unbraid.disentangling.result import Disentangled
 from unbraid.ground.errors import InvalidInputError
-from unbraid.nn.kept import Kept, without_autocast
+from unbraid.nn.operator import OperatorModule, bias_parameter, core_parameters, operator
 from unbraid.tensors import MPO, contraction, rebuilt
-from unbraid.tensors.contraction import Plan, apply_cores, price, price_dense, resized, shapes_of
+from unbraid.tensors.contraction import Plan, apply_cores, price, price_dense, resized
 from unbraid.tensors.prices import ONCE, TRAINING, product
 
 ROWS_IN_GRAPHS = 256  # torch.compile and torch.export take the plan for this batch, whatever comes
 
 
-class MPOLinear(nn.Module):
+class MPOLinear(OperatorModule):
     """A linear layer whose weight is a matrix product operator with trainable cores.
 
     How a batch passes the cores depends on its size, the bonds, and whether gradients are wanted; :meth:`plan` tells.
     While no gradient of the cores is wanted, joined cores are kept from one call to the next, the whole weight where
-    that is quickest. They are made anew once a core was changed, other than in place through ``.data``, or the layer
-    was moved or put in training mode. With ``keeps_blocks = False`` nothing is kept, and no more memory is taken than
-    the cores'.
+    that is quickest (:class:`~unbraid.nn.operator.OperatorModule` says until when; ``keeps_blocks = False`` turns it
+    off).
 
     Args:
         mpo: real; its scale is spread over the cores.
@@ -40,16 +39,11 @@ class MPOLinear(nn.Module):
         InvalidInputError: if the MPO is complex or the bias has another size.
     """
 
-    keeps_blocks = True
-
     def __init__(self, mpo: MPO, bias: Tensor | None = None) -> None:
-        super().__init__()
-        self.cores = _core_parameters(mpo)
+        super().__init__(mpo)
         self.out_features, self.in_features = mpo.shape
-        self.bias = _bias_parameter(bias, self.out_features, mpo)
-        self._shapes = shapes_of(mpo.cores)
+        self.bias = bias_parameter(bias, self.out_features, mpo)
         self._in_graphs = contraction.plan(self._shapes, ROWS_IN_GRAPHS, chunked=False)
-        self._kept: Kept[list[Tensor]] = Kept()
 
     @classmethod
     def from_linear(
@@ -78,27 +72,14 @@ class MPOLinear(nn.Module):
         return cls(mpo, layer.bias)
 
     @property
-    def mpo(self) -> MPO:
-        """The weight, sharing the parameters (differentiable)."""
-        return _operator(self.cores, (self.out_features, self.in_features))
-
-    @property
     def weight(self) -> Tensor:
         """The dense weight, shape (out, in); computed at every access, differentiable."""
         return self.mpo.to_dense()
 
-    @property
-    def num_parameters(self) -> int:
-        """Trainable scalars, bias included."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""
-        mpo = self.mpo
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"out_dims={mpo.out_dims}, in_dims={mpo.in_dims}, bond_dims={mpo.bond_dims}"
-        )
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return f"{sizes}, {self._geometry()}"
 
     def plan(self, batch: int, *, training: bool | None = None) -> Plan:
         """How so many vectors would pass; ``print(layer.plan(64).describe())``.
@@ -108,7 +89,7 @@ class MPOLinear(nn.Module):
             training: whether gradients of the cores are wanted; by default as things stand.
         """
         if training is None:
-            training = torch.is_grad_enabled() and any(core.requires_grad for core in self.cores)
+            training = self._wants_gradients()
         return self._plan(batch, training, chunked=self.cores[0].element_size() > 2)
 
     def _plan(self, batch: int, training: bool, chunked: bool) -> Plan:
@@ -121,7 +102,7 @@ class MPOLinear(nn.Module):
         if x.shape[-1] != self.in_features:
             raise InvalidInputError(f"This layer takes {self.in_features} features; got shape {tuple(x.shape)}.")
         cores = tuple(self.cores)
-        training = torch.is_grad_enabled() and any(core.requires_grad for core in cores)
+        training = self._wants_gradients()
         compiling = torch.compiler.is_compiling()
         way = self._in_graphs if compiling else self._plan(x.shape[:-1].numel(), training, contraction.may_be_cut(x))
         if way.is_dense and training and not compiling and self._can_be_rebuilt(x):
@@ -146,21 +127,6 @@ class MPOLinear(nn.Module):
             self.in_features,
         )
         return len(self._shapes) > 1 and not padded and x.device.type == "cpu" and contraction.may_be_cut(x)
-
-    def _blocks(self, cores: tuple[Tensor, ...], way: Plan) -> list[Tensor]:
-        """Joined cores as matrices; the whole one cropped to the logical sizes."""
-        with without_autocast(cores[0]):
-            blocks = contraction.matrices(cores, way)
-        return [blocks[0][: self.out_features, : self.in_features]] if way.is_dense else blocks
-
-    def train(self, mode: bool = True) -> MPOLinear:
-        """As of any module; blocks that were kept are dropped."""
-        self._kept = Kept()
-        return super().train(mode)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MPOLinear:
-        self._kept = Kept()
-        return super()._apply(fn, recurse)
 
     def to_linear(self) -> nn.Linear:
         """The equivalent dense layer."""
@@ -215,9 +181,9 @@ class DisentangledLinear(nn.Module):
                 f"out_features and in_features must be at most {widths}; got ({self.out_features}, {self.in_features})."
             )
         self.input_circuit = input_circuit
-        self.cores = _core_parameters(core)
+        self.cores = core_parameters(core)
         self.output_circuit = output_circuit
-        self.bias = _bias_parameter(bias, self.out_features, core)
+        self.bias = bias_parameter(bias, self.out_features, core)
 
     @classmethod
     def from_disentangled(cls, result: Disentangled, bias: Tensor | None = None) -> DisentangledLinear:
@@ -235,7 +201,7 @@ class DisentangledLinear(nn.Module):
     @property
     def core(self) -> MPO:
         """The core, sharing the parameters (differentiable)."""
-        return _operator(self.cores, (self.output_circuit.dimension, self.input_circuit.dimension))
+        return operator(self.cores, (self.output_circuit.dimension, self.input_circuit.dimension))
 
     @property
     def is_linear(self) -> bool:
@@ -300,27 +266,6 @@ class DisentangledLinear(nn.Module):
             InvalidInputError: if a circuit carries nonlinearities.
         """
         return _dense_linear(self.weight, self.bias)
-
-
-def _core_parameters(mpo: MPO) -> nn.ParameterList:
-    if mpo.dtype.is_complex:
-        raise InvalidInputError("A layer needs a real MPO; got complex cores.")
-    cores = mpo.balanced().cores if float(mpo.log_scale) != 0 else mpo.cores
-    return nn.ParameterList([nn.Parameter(core.detach().clone()) for core in cores])
-
-
-def _bias_parameter(bias: Tensor | None, out_features: int, mpo: MPO) -> nn.Parameter | None:
-    if bias is None:
-        return None
-    if bias.shape != (out_features,):
-        raise InvalidInputError(f"bias must have shape ({out_features},); got {tuple(bias.shape)}.")
-    return nn.Parameter(bias.detach().to(mpo.device, mpo.dtype).clone())
-
-
-def _operator(cores: nn.ParameterList, shape: tuple[int, int]) -> MPO:
-    mpo = MPO.__new__(MPO)  # the checks of the constructor would read every core at every step
-    mpo._set(tuple(cores), shape, 0.0, None)
-    return mpo
 
 
 def _dense_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from unbraid.circuits.gates import cnot_cost
 from unbraid.ground import progress
 from unbraid.ground.errors import InvalidInputError
+from unbraid.nn.kinds import check_weight
 from unbraid.nn.layers import MPOLinear
 from unbraid.nn.modes import keeping_modes
-from unbraid.nn.surgery import Sites, Targets, check_weight, choose_sites, match_layers
+from unbraid.nn.surgery import choose_sites
+from unbraid.nn.targets import Sites, Targets, match_layers
 from unbraid.tensors import MPO
 from unbraid.tensors.entanglement import maximum_entropies
 from unbraid.tensors.sites import qubits_for

@@ -16,8 +16,8 @@ from unbraid.ground.errors import InvalidInputError, require_finite
 from unbraid.ground.files import make_directory
 from unbraid.ground.random import stream_seed
 from unbraid.nn.architecture import Architecture, TensorLayer
+from unbraid.nn.kinds import check_weight
 from unbraid.nn.layers import DisentangledLinear, MPOLinear
-from unbraid.nn.surgery import check_weight
 from unbraid.tensors import MPO
 
 

@@ -4,95 +4,26 @@ from __future__ import annotations
 
 import copy
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unbraid.circuits import Ansatz, brickwall
 from unbraid.disentangling import Disentangled, disentangle
 from unbraid.ground import progress
-from unbraid.ground.errors import InvalidInputError, require_finite
+from unbraid.ground.errors import InvalidInputError
 from unbraid.ground.files import make_directory
+from unbraid.nn.convolution import kernel_sites
+from unbraid.nn.kinds import check_weight, kind_of, restored
 from unbraid.nn.layers import DisentangledLinear, MPOLinear
+from unbraid.nn.operator import OperatorModule
+from unbraid.nn.targets import LayerOptions, Sites, Targets, match_layers, options_by_layer
+from unbraid.tensors import MPO
 from unbraid.tensors.sites import align, auto_sites, qubit_sites
 
 Model = TypeVar("Model", bound=nn.Module)
-Targets = str | Iterable[str]
-Sites = str | tuple[Sequence[int], Sequence[int]]
-
-
-def match_layers(
-    model: nn.Module, targets: Targets, kinds: tuple[type[nn.Module], ...] = (nn.Linear,)
-) -> dict[str, nn.Module]:
-    """The layers of given kinds that ``targets`` names, in the order of ``model.named_modules()``.
-
-    Args:
-        model: any module; it may be such a layer itself, whose name is then "".
-        targets: "all-linear" for every one; a string is a regular expression that must match the whole name or its part
-            after a dot; a list holds names or their last parts.
-        kinds: classes to look for.
-
-    Raises:
-        InvalidInputError: if nothing matches, listing the candidates, or the expression is none.
-    """
-    if not isinstance(targets, Iterable):
-        raise InvalidInputError(f"targets must be a string or a list of names; got {targets!r}.")
-    candidates = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
-    if isinstance(targets, str):
-        if targets == "all-linear":
-            found = candidates
-        else:
-            try:
-                re.compile(targets)  # by itself first, so that an error's position is the user's
-                pattern = re.compile(rf"(?:.*\.)?(?:{targets})")
-            except re.error as error:
-                raise InvalidInputError(f"The target {targets!r} is no regular expression: {error}.") from error
-            found = {name: module for name, module in candidates.items() if pattern.fullmatch(name)}
-    else:
-        wanted = list(targets)
-        found = {
-            name: module for name, module in candidates.items() if any(_ends_with(name, suffix) for suffix in wanted)
-        }
-        idle = [suffix for suffix in wanted if not any(_ends_with(name, suffix) for name in found)]
-        if found and idle:
-            raise InvalidInputError(f"The target {idle[0]!r} matches no layer, though others do. Correct or drop it.")
-    if not found:
-        names = ", ".join(repr(name) for name in list(candidates)[:20]) or "none"
-        kinds_text = " or ".join(kind.__name__ for kind in kinds)
-        if kinds == (MPOLinear,) and not candidates:
-            raise InvalidInputError(
-                "There are no MPO layers here. Write layers as MPOs first: tensorize(model, ..., sites='qubits'), or "
-                "`unbraid compress --sites qubits` on the command line."
-            )
-        raise InvalidInputError(
-            f"No {kinds_text} layer matches the target {targets!r}. Layers of that kind here: {names}. "
-            "Give a name, a list of name endings, a regular expression, or 'all-linear'."
-        )
-    return found
-
-
-def _ends_with(name: str, suffix: str) -> bool:
-    return name == suffix or name.endswith(f".{suffix}")
-
-
-def check_weight(weight: Tensor, name: str) -> None:
-    """Refuse a weight that is empty, not finite or all zeros.
-
-    Raises:
-        InvalidInputError: naming the layer.
-    """
-    if weight.numel() == 0:
-        raise InvalidInputError(
-            f"Layer {name!r} has a weight of shape {tuple(weight.shape)}: it is empty. Leave it out."
-        )
-    require_finite(weight, f"The weight of layer {name!r}")
-    if not bool(weight.any()):
-        raise InvalidInputError(
-            f"Layer {name!r} is all zeros: there is nothing to decompose. Train it, or leave it out."
-        )
 
 
 def tensorize(
@@ -104,10 +35,11 @@ def tensorize(
     budget: float | None = None,
     sites: Sites = "auto",
     inplace: bool = False,
+    layer_options: Mapping[str, Mapping[str, Any]] | None = None,
     method: str = "auto",
     seed: int = 0,
 ) -> Model:
-    """Write linear layers as matrix product operators.
+    """Write layers as matrix product operators: linear ones, convolutions and embeddings.
 
     Args:
         model: any module; a copy is changed unless ``inplace``.
@@ -117,47 +49,57 @@ def tensorize(
         budget: core entries as a fraction of the dense weight's, 0 < budget <= 1; layers of 1e5 weights or more come
             within 2 % below it, smaller ones as near as their ranks allow.
         sites: "auto" (few sites of about four, without padding where the primes permit), "qubits" (one qubit a site, as
-            circuits need), or (out_dims, in_dims).
+            circuits need), "kernel" (as "auto", and one more site for the places of a convolution's kernel), or
+            (out_dims, in_dims). The matrix of a convolution is (out, in x height x width), that of an embedding its
+            table.
         inplace: change ``model`` itself.
+        layer_options: other limits, sites or methods by layer, as ``{"head": {"budget": 0.5}, "layer.[01].*": {...}}``.
+            A key is a name, the last parts of one, or a regular expression as in ``targets``. For each layer one key
+            counts: its name before a last part, that before an expression, and the first of several. What the key does
+            not give stays as above; a limit replaces the limits above.
         method: of the decomposition, as of :meth:`unbraid.MPO.from_dense`.
         seed: of its random sketches.
 
     Returns:
-        The model with :class:`MPOLinear` layers (the new layer itself, if ``model`` is a layer).
+        The model with :class:`MPOLinear`, :class:`MPOConv2d` and :class:`MPOEmbedding` layers (the new layer itself, if
+        ``model`` is a layer).
 
     Raises:
-        InvalidInputError: if nothing matches, a weight is empty, zero or not finite, or limits do not fit. The model is
-            then unchanged.
+        InvalidInputError: if nothing matches; a weight is empty, zero, not finite, quantised, on the meta device or
+            shared with another module; or limits do not fit. The model is then unchanged.
     """
-    if budget is not None and not 0 < budget <= 1:
-        raise InvalidInputError(f"budget must be a fraction above 0 and at most 1; got {budget!r}.")
+    default = LayerOptions(max_bond=max_bond, rel_error=rel_error, budget=budget, sites=sites, method=method)
     layers = match_layers(model, targets)
+    options = options_by_layer(layers, default, layer_options or {})
     _refuse_shared_weights(model, layers)
     for name, layer in layers.items():
         check_weight(layer.get_parameter("weight"), name)
 
     def convert(name: str, layer: nn.Module) -> nn.Module:
-        assert isinstance(layer, nn.Linear)
-        out_dims, in_dims = choose_sites(sites, layer.out_features, layer.in_features)
-        limit = None if budget is None else max(1, int(budget * layer.weight.numel()))
-        outs, ins = align(out_dims, in_dims)
+        kind = kind_of(layer)
+        assert kind is not None
+        matrix, chosen = kind.matrix(layer), options[name]
+        rows, columns = matrix.shape
+        outs, ins = align(*_sites_of(chosen.sites, layer, rows, columns))
+        limit = None if chosen.budget is None else max(1, int(chosen.budget * matrix.numel()))
         smallest = sum(o * i for o, i in zip(outs, ins, strict=True))
         if limit is not None and limit < smallest:
             raise InvalidInputError(
-                f"Layer {name!r} cannot come down to a budget of {budget}: with all bonds 1 it has {smallest} entries, "
-                f"{smallest / layer.weight.numel():.3g} of its weight. Allow more, or choose other sites."
+                f"Layer {name!r} cannot come down to a budget of {chosen.budget}: with all bonds 1 it has {smallest} "
+                f"entries, {smallest / matrix.numel():.3g} of its weight. Allow more, or choose other sites."
             )
         try:
-            return MPOLinear.from_linear(
-                layer,
-                out_dims,
-                in_dims,
-                max_bond=max_bond,
-                rel_error=rel_error,
+            mpo = MPO.from_dense(
+                matrix,
+                outs,
+                ins,
+                max_bond=chosen.max_bond,
+                rel_error=chosen.rel_error,
                 max_parameters=limit,
-                method=method,
+                method=chosen.method,
                 seed=seed,
             )
+            return kind.replaced(layer, mpo)
         except InvalidInputError as error:
             raise InvalidInputError(f"Layer {name!r}: {error}") from error
 
@@ -239,26 +181,27 @@ def disentangle_these(
 
 
 def merge_back(model: Model, *, inplace: bool = False) -> Model:
-    """Turn every MPO and disentangled layer back into a plain ``nn.Linear`` of the same function.
+    """Turn every MPO and disentangled layer back into a plain one of the same function.
+
+    Linear layers become ``nn.Linear``, those that were ``Conv1D`` too.
 
     Raises:
         InvalidInputError: if a disentangled layer carries nonlinearities within its circuits.
     """
     layers: dict[str, nn.Module] = {
-        name: module for name, module in model.named_modules() if isinstance(module, (MPOLinear, DisentangledLinear))
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (OperatorModule, DisentangledLinear))
     }
 
     def convert(name: str, layer: nn.Module) -> nn.Module:
-        assert isinstance(layer, (MPOLinear, DisentangledLinear))
-        if isinstance(layer, DisentangledLinear) and not layer.is_linear:
-            raise InvalidInputError(f"Layer {name!r} has nonlinearities within its circuits: no nn.Linear equals it.")
-        return layer.to_linear()
+        return restored(layer, name)
 
     return _replace(model, layers, convert, inplace, "merge back")
 
 
 def choose_sites(sites: Sites, out_features: int, in_features: int) -> tuple[Sequence[int], Sequence[int]]:
-    """Leg dimensions for a layer, from "auto", "qubits" or a pair.
+    """Leg dimensions for a matrix, from "auto", "qubits" or a pair.
 
     Raises:
         InvalidInputError: for anything else.
@@ -269,7 +212,16 @@ def choose_sites(sites: Sites, out_features: int, in_features: int) -> tuple[Seq
         return qubit_sites(out_features, in_features)
     if not isinstance(sites, str) and len(sites) == 2 and not any(isinstance(side, int) for side in sites):
         return sites
-    raise InvalidInputError(f"sites must be 'auto', 'qubits' or a pair (out_dims, in_dims); got {sites!r}.")
+    raise InvalidInputError(
+        f"sites must be 'auto', 'qubits', 'kernel' (of convolutions) or a pair (out_dims, in_dims); got {sites!r}."
+    )
+
+
+def _sites_of(sites: Sites, layer: nn.Module, rows: int, columns: int) -> tuple[Sequence[int], Sequence[int]]:
+    if sites == "kernel" and isinstance(layer, nn.Conv2d):
+        size = (layer.kernel_size[0], layer.kernel_size[1])
+        return kernel_sites(rows, columns // (size[0] * size[1]), size)
+    return choose_sites(sites, rows, columns)
 
 
 def replace_modules(model: Model, replacements: dict[nn.Module, nn.Module]) -> Model:

@@ -1,0 +1,115 @@
+"""The layers that can be written as operators: what their matrix is, what replaces them, and what they go back to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unbraid.ground.errors import InvalidInputError, require_finite
+from unbraid.nn.convolution import MPOConv2d, conv_options
+from unbraid.nn.embedding import MPOEmbedding
+from unbraid.nn.layers import DisentangledLinear, MPOLinear
+from unbraid.nn.operator import OperatorModule
+from unbraid.tensors import MPO
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of layer.
+
+    Attributes:
+        name: as its users call it.
+        matches: whether a module is of it.
+        matrix: its weight, shape (out, in).
+        replaced: the layer that has an operator in the matrix's place.
+    """
+
+    name: str
+    matches: Callable[[nn.Module], bool]
+    matrix: Callable[[nn.Module], Tensor]
+    replaced: Callable[[nn.Module, MPO], OperatorModule]
+
+
+def _linear(layer: nn.Module, mpo: MPO) -> OperatorModule:
+    return MPOLinear(mpo, layer.bias if isinstance(layer.bias, Tensor) else None)
+
+
+def _convolution(layer: nn.Module, mpo: MPO) -> OperatorModule:
+    assert isinstance(layer, nn.Conv2d)
+    return MPOConv2d(mpo, (layer.kernel_size[0], layer.kernel_size[1]), layer.bias, **conv_options(layer))
+
+
+def _embedding(layer: nn.Module, mpo: MPO) -> OperatorModule:
+    assert isinstance(layer, nn.Embedding)
+    MPOEmbedding.check(layer)
+    return MPOEmbedding(mpo, layer.padding_idx)
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """GPT-2's linear layer, whose weight is (in, out); known by its name, since transformers may not be installed."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
+LINEAR = Kind("Linear", lambda m: isinstance(m, nn.Linear), lambda m: m.get_parameter("weight"), _linear)
+CONV1D = Kind("Conv1D", _is_conv1d, lambda m: m.get_parameter("weight").mT, _linear)
+CONV2D = Kind(
+    "Conv2d", lambda m: isinstance(m, nn.Conv2d), lambda m: m.get_parameter("weight").flatten(1), _convolution
+)
+EMBEDDING = Kind("Embedding", lambda m: isinstance(m, nn.Embedding), lambda m: m.get_parameter("weight"), _embedding)
+KINDS = (LINEAR, CONV1D, CONV2D, EMBEDDING)
+
+
+def kind_of(module: nn.Module) -> Kind | None:
+    """The kind of a layer; None if it cannot be written as an operator."""
+    return next((kind for kind in KINDS if kind.matches(module)), None)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether it is a linear layer: ``nn.Linear``, or ``Conv1D`` of transformers."""
+    return kind_of(module) in (LINEAR, CONV1D)
+
+
+def restored(layer: nn.Module, name: str) -> nn.Module:
+    """The plain layer of the same function.
+
+    Raises:
+        InvalidInputError: if a disentangled layer carries nonlinearities within its circuits.
+    """
+    if isinstance(layer, MPOConv2d):
+        return layer.to_conv()
+    if isinstance(layer, MPOEmbedding):
+        return layer.to_embedding()
+    assert isinstance(layer, (MPOLinear, DisentangledLinear))
+    if isinstance(layer, DisentangledLinear) and not layer.is_linear:
+        raise InvalidInputError(f"Layer {name!r} has nonlinearities within its circuits: no nn.Linear equals it.")
+    return layer.to_linear()
+
+
+def check_weight(weight: Tensor, name: str) -> None:
+    """Refuse a weight that holds no numbers to decompose.
+
+    Raises:
+        InvalidInputError: naming the layer, if its weight is on the meta device, quantised, empty, not finite or zero.
+    """
+    if weight.is_meta:
+        raise InvalidInputError(
+            f"Layer {name!r} is on the meta device: its weight has a shape and no numbers. Load the weights first."
+        )
+    if not weight.is_floating_point() or type(weight.data) is not Tensor:
+        kind = weight.dtype if type(weight.data) is Tensor else type(weight.data).__name__
+        raise InvalidInputError(
+            f"Layer {name!r} has a weight of {kind}: quantised or distributed weights cannot be decomposed. Load the "
+            "layer in floating point, or leave it out."
+        )
+    if weight.numel() == 0:
+        raise InvalidInputError(
+            f"Layer {name!r} has a weight of shape {tuple(weight.shape)}: it is empty. Leave it out."
+        )
+    require_finite(weight, f"The weight of layer {name!r}")
+    if not bool(torch.any(weight)):
+        raise InvalidInputError(
+            f"Layer {name!r} is all zeros: there is nothing to decompose. Train it, or leave it out."
+        )
