@@ -14,8 +14,10 @@ from unbraid.ground import progress
 from unbraid.ground.errors import InvalidInputError, UnbraidError, require_finite
 from unbraid.ground.manifest import build_manifest, hash_tensors
 from unbraid.nn.heal import accuracy
-from unbraid.nn.layers import DisentangledLinear, MPOLinear
+from unbraid.nn.layers import DisentangledLinear
 from unbraid.nn.modes import keeping_modes
+from unbraid.nn.operator import OperatorModule
+from unbraid.nn.status import LayerStatus, get_layer_status
 from unbraid.report.document import Report
 from unbraid.report.drawing import draw_circuit
 
@@ -159,7 +161,7 @@ def _kind(model: nn.Module, is_hybrid: bool) -> str:
     modules = list(model.modules())
     if is_hybrid or any(isinstance(module, DisentangledLinear) for module in modules):
         return "disentangled"
-    return "mpo" if any(isinstance(module, MPOLinear) for module in modules) else "dense"
+    return "mpo" if any(isinstance(module, OperatorModule) for module in modules) else "dense"
 
 
 def _way_of_running(quantum: dict[str, Any]) -> str:
@@ -204,19 +206,21 @@ def _estimated(
     return cost, {"logical": counts} if counts else {}
 
 
+def _tensor_layers(model: nn.Module) -> list[tuple[LayerStatus, nn.Module]]:
+    """Operators and disentangled layers, without the plain layers that could be some."""
+    modules = dict(model.named_modules())
+    found = [(status, modules[status.name]) for status in get_layer_status(model)]
+    return [(status, module) for status, module in found if status.bond_dims is not None]
+
+
 def _dense_parameters(model: nn.Module) -> int:
-    """Parameters of the network with an ``nn.Linear`` of the same shape for every MPO and disentangled layer."""
+    """Parameters of the network with a plain layer of the same shape for every operator and disentangled layer."""
     replaced: set[nn.Parameter] = set()
     dense = 0
-    for module in model.modules():
-        if isinstance(module, (MPOLinear, DisentangledLinear)):
-            replaced.update(module.parameters())
-            dense += _dense_size(module)
+    for status, module in _tensor_layers(model):
+        replaced.update(module.parameters())
+        dense += status.dense_parameters
     return dense + sum(parameter.numel() for parameter in model.parameters() if parameter not in replaced)
-
-
-def _dense_size(layer: MPOLinear | DisentangledLinear) -> int:
-    return layer.out_features * layer.in_features + (0 if layer.bias is None else layer.out_features)
 
 
 def _layers(model: nn.Module, quantum: dict[str, Any]) -> list[dict[str, Any]]:
@@ -228,16 +232,15 @@ def _layers(model: nn.Module, quantum: dict[str, Any]) -> list[dict[str, Any]]:
             zip(module.layers, own if len(own) == len(module.layers) else [name] * len(module.layers), strict=True)
         )
     rows = []
-    for name, module in model.named_modules():
-        if not isinstance(module, (MPOLinear, DisentangledLinear)):
-            continue
+    for status, module in _tensor_layers(model):
+        kind = "disentangled" if isinstance(module, DisentangledLinear) else "mpo"
         row: dict[str, Any] = {
-            "name": names.get(module, name) or "layer",
-            "kind": "quantum" if module in names else "mpo" if isinstance(module, MPOLinear) else "disentangled",
-            "shape": [module.out_features, module.in_features],
-            "bond_dims": list((module.mpo if isinstance(module, MPOLinear) else module.core).bond_dims),
-            "parameters": module.num_parameters,
-            "dense_parameters": _dense_size(module),
+            "name": names.get(module, status.name) or "layer",
+            "kind": "quantum" if module in names else kind,
+            "shape": list(status.shape),
+            "bond_dims": list(status.bond_dims or ()),
+            "parameters": status.parameters,
+            "dense_parameters": status.dense_parameters,
         }
         if isinstance(module, DisentangledLinear):
             circuits = (module.output_circuit, module.input_circuit)
