@@ -51,7 +51,7 @@ def decompose(
     """Cores of ``weight``, rounded to its dtype; what :meth:`unbraid.MPO.from_dense` promises.
 
     Args:
-        weight: shape (out, in), entries whose squares float64 can hold.
+        weight: shape (out, in), not zero, entries whose squares float64 can hold.
         outs: output legs, with a product of at least out.
         ins: input legs, likewise.
         limits: of bonds, error and entries.
@@ -59,64 +59,64 @@ def decompose(
         seed: of random sketches.
     """
     method = subspace.resolve(method, weight.dtype, limits.rel_error)
-    unlimited = limits == Limits()
-    eps = torch.finfo(weight.dtype).eps
-    rel_error = 4 * eps if unlimited else limits.rel_error
     wide = torch.complex128 if weight.is_complex() else torch.float64
-    narrow = rel_error is None and method in ("gram", "randomized") and weight.dtype != wide
-    work = (torch.complex64 if weight.is_complex() else torch.float32) if narrow else wide
+    single = torch.complex64 if weight.is_complex() else torch.float32
+    unlimited = limits == Limits()
     if unlimited and method in ("gram", "randomized"):
         method = "qr"
+    by_error = unlimited or limits.rel_error is not None
+    work = wide if by_error or weight.dtype == wide or method in ("svd", "qr") else single
     rows, columns = weight.shape
     padding = (0, math.prod(ins) - columns, 0, math.prod(outs) - rows)
     matrix = pad(weight, padding).to(work) if any(padding) else weight.to(work)
     legs = [o * i for o, i in zip(outs, ins, strict=True)]
-    norm = float(torch.linalg.vector_norm(matrix, dtype=wide))
-    if norm == 0:
-        return [matrix.new_zeros(1, leg, 1).to(weight.dtype) for leg in legs]
-
-    def stored(cores: chain.Chain) -> chain.Chain:
-        return [core.to(weight.dtype) for core in even(cores)]
-
-    def capped(ranks: list[int]) -> list[int]:
-        return ranks if limits.max_bond is None else [min(rank, limits.max_bond) for rank in ranks]
-
-    ranks = [min(math.prod(legs[: k + 1]), math.prod(legs[k + 1 :])) for k in range(len(legs) - 1)]
-    if rel_error is None and limits.max_parameters is None:
-        ranks = capped(ranks)
-    else:
-        values = [
-            _above_rounding(subspace.singular_values(_unfolded(matrix, outs, ins, k + 1), method) / norm, method)
-            for k in range(len(legs) - 1)
-        ]
-        ranks = capped([len(s) for s in values])
-        if limits.max_parameters is not None:
-            ranks = chain.ranks_for_entries(values, legs, limits.max_parameters, ranks)
-        if rel_error is not None:
-            ranks = chain.ranks_for_error(values, legs, rel_error, ranks)
+    rel_error = 4 * torch.finfo(weight.dtype).eps if unlimited else limits.rel_error
+    ranks = _ranks(matrix, outs, ins, limits, rel_error, method)
 
     def anew(ranks: Sequence[int]) -> chain.Chain:
         return tensor_train(matrix, outs, ins, ranks, method, seed)
 
+    def stored(cores: chain.Chain) -> chain.Chain:
+        return [core.to(weight.dtype) for core in even(cores)]
+
     cores = anew(ranks)
     if rel_error is None or limits.max_parameters is not None:
-        return stored(
-            _without_rounding(cores, torch.finfo(torch.float64 if weight.dtype == wide else torch.float32).eps)
-        )
+        return stored(_without_rounding(cores, torch.finfo(wide if weight.dtype == wide else single).eps))
     tensor = interleave(matrix, outs, ins)
+    allowance = rel_error * float(torch.linalg.vector_norm(tensor))
 
     def allowed(trial: chain.Chain) -> bool:
         rough = chain.contract([core.to(wide) for core in stored(trial)])
-        return float(torch.linalg.vector_norm(rough - tensor)) <= rel_error * norm
+        return float(torch.linalg.vector_norm(rough - tensor)) <= allowance
 
-    if allowed(cores):
-        cores = _lowered(cores, anew if limits.rel_error is not None else None, allowed)
-    elif limits.max_bond is None:
-        cores = chain.split_exactly(tensor, legs)
     full = chain.split_exactly(tensor, legs)
+    if allowed(cores):
+        cores = _lowered(cores, None if unlimited else anew, allowed)
+    elif limits.max_bond is None:
+        cores = full
     if unlimited and [core.shape for core in cores] == [core.shape for core in full]:
         return [core.to(weight.dtype) for core in full]
     return stored(cores)
+
+
+def _ranks(
+    matrix: Tensor, outs: Sequence[int], ins: Sequence[int], limits: Limits, rel_error: float | None, method: str
+) -> list[int]:
+    """One a bond, within the limits."""
+    legs = [o * i for o, i in zip(outs, ins, strict=True)]
+    sizes = [min(math.prod(legs[: k + 1]), math.prod(legs[k + 1 :])) for k in range(len(legs) - 1)]
+    caps = [size if limits.max_bond is None else min(size, limits.max_bond) for size in sizes]
+    if rel_error is None and limits.max_parameters is None:
+        return caps
+    norm = torch.linalg.vector_norm(matrix, dtype=torch.complex128 if matrix.is_complex() else torch.float64)
+    values = [
+        _above_rounding(subspace.singular_values(_unfolded(matrix, outs, ins, k + 1), method) / norm, method)
+        for k in range(len(legs) - 1)
+    ]
+    caps = [min(cap, len(each)) for cap, each in zip(caps, values, strict=True)]
+    if limits.max_parameters is not None:
+        caps = chain.ranks_for_entries(values, legs, limits.max_parameters, caps)
+    return caps if rel_error is None else chain.ranks_for_error(values, legs, rel_error, caps)
 
 
 def tensor_train(
@@ -208,8 +208,8 @@ def _lowered(
     return cores
 
 
-def check_weight(weight: Tensor) -> None:
-    """Refuse what is no finite, non-empty matrix.
+def largest_entry(weight: Tensor) -> float:
+    """Of a finite, non-empty matrix, by magnitude.
 
     Raises:
         InvalidInputError: saying what came.
@@ -221,5 +221,8 @@ def check_weight(weight: Tensor) -> None:
         raise InvalidInputError(f"weight must have at least one row and one column; got shape {tuple(weight.shape)}.")
     if not (weight.is_floating_point() or weight.is_complex()):
         raise InvalidInputError(f"weight must be floating point or complex; got {weight.dtype}. Convert it first.")
-    if not math.isfinite(float(torch.linalg.vector_norm(weight.detach(), ord=math.inf))):
+    numbers = torch.view_as_real(weight.detach()) if weight.is_complex() else weight.detach()
+    low, high = (float(end) for end in torch.aminmax(numbers))
+    if not (math.isfinite(low) and math.isfinite(high)):
         require_finite(weight, "weight")
+    return max(abs(low), abs(high))

@@ -17,7 +17,7 @@ from unbraid.ground.errors import InvalidInputError, require_choice, require_fin
 from unbraid.ground.random import stream
 from unbraid.tensors import chain, subspace
 from unbraid.tensors.contraction import apply_cores, resized
-from unbraid.tensors.decompose import Limits, check_weight, decompose, even, spread_scale
+from unbraid.tensors.decompose import Limits, decompose, even, largest_entry, spread_scale
 from unbraid.tensors.entanglement import bond_entropy
 from unbraid.tensors.legs import deinterleave
 from unbraid.tensors.sites import align, check_dims, qubit_sites
@@ -110,7 +110,7 @@ class MPO:
         Raises:
             InvalidInputError: if ``weight`` is no matrix, is empty or not finite, or legs and limits do not fit.
         """
-        check_weight(weight)
+        peak = largest_entry(weight)
         limits = Limits(max_bond, rel_error, max_parameters)
         require_choice(method, subspace.METHODS, "method")
         rows, columns = weight.shape
@@ -125,8 +125,11 @@ class MPO:
                 f"max_parameters must be at least {smallest}, the entries with all bonds 1 on the legs {outs} x {ins}"
                 f"; got {max_parameters}. Allow more, or choose other legs."
             )
-        peak = float(torch.linalg.vector_norm(weight.detach(), ord=math.inf))
-        if peak > 0 and not 1e-100 < peak < 1e100:  # squares would leave the range of float64
+        template = cls.__new__(cls)
+        template.out_dims, template.in_dims, template.shape = outs, ins, (rows, columns)
+        if peak == 0:
+            return template._like([weight.new_zeros(1, o * i, 1) for o, i in zip(outs, ins, strict=True)], 0.0)
+        if not 1e-100 < peak < 1e100:  # squares would leave the range of float64
             factor = 2.0 ** math.floor(math.log2(peak))
             scaled = cls.from_dense(
                 weight.detach() / factor,
@@ -139,10 +142,7 @@ class MPO:
                 seed=seed,
             )
             return scaled * factor
-        cores = decompose(weight.detach(), outs, ins, limits, method, seed)
-        template = cls.__new__(cls)
-        template.out_dims, template.in_dims, template.shape = outs, ins, (rows, columns)
-        return template._like(cores, 0.0)
+        return template._like(decompose(weight.detach(), outs, ins, limits, method, seed), 0.0)
 
     @classmethod
     def random(
