@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from unbraid.tensors.prices import ONCE, TRAINING, Tariff
+from unbraid.tensors.prices import CACHE, ONCE, TRAINING, Tariff
 
 Shape = tuple[int, int, int, int]
 
@@ -318,15 +318,15 @@ def _price(
     each = (
         tariff.operation
         + tariff.near * taken * batch / chunks
-        + tariff.entries(given * batch / chunks)
-        + tariff.multiplication * taken * out * bond_out * batch / chunks
+        + tariff.entries(given * batch / chunks, again=bool(rows))
+        + tariff.product(before * after * batch / chunks, legs * bond_in, out * bond_out)
         + tariff.near * legs * bond_in * out * bond_out
     )
     making = 0.0 if joined else _price_join(shapes[start:stop], tariff)
     if not joined and from_left and left * right > 1:
         making += tariff.operation  # laid out as a matrix
     again = 1 + tariff.again if rows else 1  # chunks pass anew on the way back
-    return making + again * chunks * each
+    return making + again * chunks * each * (1 if from_left else tariff.last_first)
 
 
 def _price_join(shapes: Sequence[Shape], tariff: Tariff) -> float:
@@ -338,5 +338,6 @@ def _price_join(shapes: Sequence[Shape], tariff: Tariff) -> float:
     sizes = [prod(prod(shape[1:3]) for shape in part) for part in parts]
     bond, left, right = shapes[middle][0], shapes[0][0], shapes[-1][3]
     entries = left * sizes[0] * sizes[1] * right
-    made = 2 * tariff.operation + tariff.multiplication * entries * bond + 2 * tariff.entries(entries)
+    each = tariff.far if entries > CACHE // 4 else tariff.near  # the product, and its transposition
+    made = 2 * tariff.operation + tariff.multiplication * entries * bond + 2 * each * entries
     return made + sum(_price_join(part, tariff) for part in parts)

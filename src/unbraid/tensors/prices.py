@@ -10,6 +10,7 @@ MULTIPLICATION = 0.03  # within a product of large matrices, forward and backwar
 ENTRY = 0.6  # read or written
 OPERATION = 40_000  # its overhead, however small its tensors
 
+NARROW = 12  # width at which a side of a matrix makes a product twice as dear
 CACHE = 2**19  # entries of single precision that a core's cache holds
 
 
@@ -19,10 +20,11 @@ class Tariff:
 
     Attributes:
         operation: overhead, however small its tensors.
-        multiplication: within a product of large matrices.
+        multiplication: within a product of large matrices; narrow ones pay more.
         near: an entry read or written within the cache.
-        far: an entry of a larger tensor that is made anew, whose memory the system has to hand out.
+        far: an entry of a tensor of more than two caches that is made anew, whose memory the system has to hand out.
         again: share of a forward pass that is repeated on the way back where nothing was kept for it.
+        last_first: factor of passing from the last site to the first.
     """
 
     operation: float
@@ -30,14 +32,22 @@ class Tariff:
     near: float
     far: float
     again: float = 0.0
+    last_first: float = 1.0
 
-    def entries(self, count: float) -> float:
-        """A tensor that is made."""
-        return count * (self.near if count <= CACHE else self.far)
+    def product(self, rows: float, width_in: int, width_out: int) -> float:
+        """Of a product of many vectors with a matrix."""
+        narrow = 1 + NARROW / width_in + NARROW / width_out
+        return self.multiplication * rows * width_in * width_out * narrow
+
+    def entries(self, count: float, *, again: bool = False) -> float:
+        """A tensor that is written, in memory that was in use just now or is handed out anew."""
+        if again:
+            return count * self.near * (1 if count <= CACHE else 1.5)
+        return count * (self.near if count <= 2 * CACHE else self.far)
 
 
-ONCE = Tariff(operation=8_000, multiplication=0.0155, near=0.15, far=1.0)
-TRAINING = Tariff(operation=50_000, multiplication=0.047, near=0.6, far=3.0, again=0.2)
+ONCE = Tariff(operation=8_000, multiplication=0.015, near=0.15, far=1.0)
+TRAINING = Tariff(operation=50_000, multiplication=0.045, near=0.3, far=3.0, again=0.1, last_first=1.15)
 
 
 def product(rows: int, width_in: int, width_out: int) -> float:
