@@ -10,7 +10,7 @@ from torch import nn
 
 from unbraid.nn import MPOLinear, tensorize
 from unbraid.tensors import MPO
-from unbraid.tensors.contraction import rounded
+from unbraid.tensors.contraction import Plan, rounded
 from unbraid.tensors.prices import CACHE
 
 BATCHES = (1, 3, 64, 300)
@@ -62,21 +62,42 @@ def test_every_way_gives_the_same(batch, bias):
         assert torch.allclose(module(x), wanted)
 
 
-@pytest.mark.parametrize("batch", [1, 200, 2000])
-def test_gradients_and_second_derivatives_of_a_wide_layer(batch):
+WAYS = {
+    "chunks from the first site": Plan(((0, 2), (2, 5)), True, 32, 0.0),
+    "chunks from the last site": Plan(((0, 2), (2, 3), (3, 5)), False, 32, 0.0),
+    "blocks": Plan(((0, 2), (2, 5)), True, 0, 0.0),
+    "sweep": Plan(tuple((k, k + 1) for k in range(5)), False, 0, 0.0),
+    "dense": Plan(((0, 5),), False, 0, 0.0),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_gradients_and_second_derivatives_of_a_wide_layer(way, monkeypatch):
     module = wide()
-    x = torch.randn(batch, 1024, dtype=torch.float64, requires_grad=True)
+    monkeypatch.setattr(module, "_plan", lambda *_, **__: WAYS[way])
+    x = torch.randn(100, 1024, dtype=torch.float64, requires_grad=True)
     inputs = [x, *module.parameters()]
-    for rows in (0, 32):
-        if rows:
-            assert module.plan(batch).rows or batch < 200
-        found, wanted = (torch.autograd.grad(y.sin().sum(), inputs) for y in (module(x), dense(module, x)))
-        assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(found, wanted, strict=True))
+    found, wanted = (torch.autograd.grad(y.sin().sum(), inputs) for y in (module(x), dense(module, x)))
+    assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(found, wanted, strict=True))
     twice = []
     for function in (module, lambda x: dense(module, x)):
         slopes = torch.autograd.grad(function(x).sin().sum(), inputs, create_graph=True)
         twice.append(torch.autograd.grad(sum(slope.square().sum() for slope in slopes), inputs))
     assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-6 * float(b.abs().max())) for a, b in zip(*twice, strict=True))
+    module.requires_grad_(False)
+    only = torch.autograd.grad(module(x).sin().sum(), x)[0]
+    assert torch.allclose(only, found[0], atol=1e-9)
+
+
+def test_layers_share_what_is_written_again():
+    one, other = wide(), wide()
+    for module in (one, other):
+        module._plan = lambda *_, **__: WAYS["dense"]
+    x = torch.randn(64, 1024, dtype=torch.float64)
+    found = torch.autograd.grad(other(torch.tanh(one(x))).sin().sum(), [*one.cores, *other.cores])
+    y = dense(other, torch.tanh(dense(one, x)))
+    wanted = torch.autograd.grad(y.sin().sum(), [*one.cores, *other.cores])
+    assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(found, wanted, strict=True))
 
 
 def test_chunks_keep_no_activations():
