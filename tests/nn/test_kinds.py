@@ -250,6 +250,13 @@ def test_status_counts_every_layer():
     assert layers["head"].to_dict()["dtype"] == "float32"
 
 
+def test_a_parametrised_weight_counts_as_it_is():
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(8, 4))
+    assert get_layer_status(layer)[0].shape == (4, 8)
+    x = torch.randn(3, 8)
+    assert torch.allclose(tensorize(nn.Sequential(layer))(x), layer(x), atol=1e-5)
+
+
 def test_every_kind_is_saved_and_read_again(tmp_path):
     model = Model()
     small = tensorize(model, ".*", max_bond=3)

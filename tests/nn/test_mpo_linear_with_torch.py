@@ -89,6 +89,20 @@ def test_gradients_and_second_derivatives_of_a_wide_layer(way, monkeypatch):
     assert torch.allclose(only, found[0], atol=1e-9)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_inputs_and_gradients_that_do_not_lie_in_order(way, monkeypatch):
+    module = wide()
+    monkeypatch.setattr(module, "_plan", lambda *_, **__: WAYS[way])
+    x = torch.randn(1024, 100, dtype=torch.float64).mT.requires_grad_()
+    inputs = [x, *module.parameters()]
+    found, wanted = (torch.autograd.grad(y.mT.sum(), inputs) for y in (module(x), dense(module, x)))
+    assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(found, wanted, strict=True))
+    with torch.no_grad():
+        module.cores[1] = nn.Parameter(module.cores[1].transpose(1, 2).contiguous().transpose(1, 2))
+    found, wanted = (torch.autograd.grad(y.sum(), list(module.cores)) for y in (module(x), dense(module, x)))
+    assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(found, wanted, strict=True))
+
+
 def test_layers_share_what_is_written_again():
     one, other = wide(), wide()
     for module in (one, other):

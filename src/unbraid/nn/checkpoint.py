@@ -27,9 +27,7 @@ from unbraid.nn.declaration import (
     describe_layer,
     describe_model,
 )
-from unbraid.nn.kinds import kind_of
-from unbraid.nn.layers import DisentangledLinear
-from unbraid.nn.operator import OperatorModule
+from unbraid.nn.kinds import matrix_shape
 from unbraid.nn.surgery import replace_modules
 
 FORMAT_VERSION = 1
@@ -177,7 +175,7 @@ def _dtype(name: str) -> torch.dtype:
 
 def _check_replaced(module: nn.Module, layer: nn.Module, name: str, place: Path) -> None:
     """Whether a layer of the file may stand where ``module`` stands."""
-    sizes = [_size(each) for each in (module, layer)]
+    sizes = [matrix_shape(each) for each in (module, layer)]
     if sizes[0] != sizes[1]:
         raise InvalidInputError(
             f"Layer {name!r} of the model has (outputs, inputs) = {sizes[0]}; in {place} it has {sizes[1]}. Pass the "
@@ -188,16 +186,6 @@ def _check_replaced(module: nn.Module, layer: nn.Module, name: str, place: Path)
             f"Layer {name!r} of the model is of another declaration than in {place}: legs, bonds or circuits differ. "
             "Pass the same architecture, or its linear layers."
         )
-
-
-def _size(layer: nn.Module) -> tuple[int, int] | None:
-    """(out, in) of a layer's weight as a matrix; None where there is none."""
-    if isinstance(layer, OperatorModule):
-        return layer.mpo.shape
-    if isinstance(layer, DisentangledLinear):
-        return layer.out_features, layer.in_features
-    kind = kind_of(layer)
-    return None if kind is None else (kind.matrix(layer).shape[0], kind.matrix(layer).shape[1])
 
 
 def _check_names(model: nn.Module, built: dict[str, nn.Module], state: dict[str, Tensor], place: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -61,18 +60,6 @@ class MPOConv2d(OperatorModule):
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.padding_mode = require_choice(padding_mode, PADDING_MODES, "padding_mode")
         self.bias = bias_parameter(bias, self.out_channels, mpo)
-
-    @classmethod
-    def from_conv(
-        cls,
-        layer: nn.Conv2d,
-        out_dims: Sequence[int] | None = None,
-        in_dims: Sequence[int] | None = None,
-        **limits: Any,
-    ) -> MPOConv2d:
-        """Decompose the kernel of ``layer``; ``limits`` are keywords of :meth:`unbraid.MPO.from_dense`."""
-        mpo = MPO.from_dense(layer.weight.flatten(1), out_dims, in_dims, **limits)
-        return cls(mpo, layer.kernel_size, layer.bias, **conv_options(layer))  # type: ignore[arg-type]
 
     @property
     def weight(self) -> Tensor:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,33 +35,6 @@ class MPOEmbedding(OperatorModule):
                 f"padding_idx must be a row from 0 to {self.num_embeddings - 1}; got {padding_idx}."
             )
         self.padding_idx = None if padding_idx is None else padding_idx % self.num_embeddings
-
-    @classmethod
-    def from_embedding(
-        cls,
-        layer: nn.Embedding,
-        out_dims: Sequence[int] | None = None,
-        in_dims: Sequence[int] | None = None,
-        **limits: Any,
-    ) -> MPOEmbedding:
-        """Decompose the table of ``layer``; ``limits`` are keywords of :meth:`unbraid.MPO.from_dense`.
-
-        Raises:
-            InvalidInputError: if it rescales its rows or its gradients, or has sparse ones.
-        """
-        cls.check(layer)
-        return cls(MPO.from_dense(layer.weight, out_dims, in_dims, **limits), layer.padding_idx)
-
-    @staticmethod
-    def check(layer: nn.Embedding) -> None:
-        """Refuse what an operator cannot do.
-
-        Raises:
-            InvalidInputError: if the embedding rescales its rows or its gradients, or has sparse ones.
-        """
-        for name, usual in (("max_norm", None), ("scale_grad_by_freq", False), ("sparse", False)):
-            if getattr(layer, name) != usual:
-                raise InvalidInputError(f"An MPOEmbedding has no {name}; this embedding has {getattr(layer, name)}.")
 
     @property
     def weight(self) -> Tensor:

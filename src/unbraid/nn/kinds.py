@@ -44,8 +44,17 @@ def _convolution(layer: nn.Module, mpo: MPO) -> OperatorModule:
 
 def _embedding(layer: nn.Module, mpo: MPO) -> OperatorModule:
     assert isinstance(layer, nn.Embedding)
-    MPOEmbedding.check(layer)
+    for name, usual in (("max_norm", None), ("scale_grad_by_freq", False), ("sparse", False)):
+        if getattr(layer, name) != usual:
+            raise InvalidInputError(f"An MPOEmbedding has no {name}; this embedding has {getattr(layer, name)}.")
     return MPOEmbedding(mpo, layer.padding_idx)
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    """A parameter, or what a parametrisation makes of some."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def _is_conv1d(module: nn.Module) -> bool:
@@ -53,12 +62,10 @@ def _is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
 
 
-LINEAR = Kind("Linear", lambda m: isinstance(m, nn.Linear), lambda m: m.get_parameter("weight"), _linear)
-CONV1D = Kind("Conv1D", _is_conv1d, lambda m: m.get_parameter("weight").mT, _linear)
-CONV2D = Kind(
-    "Conv2d", lambda m: isinstance(m, nn.Conv2d), lambda m: m.get_parameter("weight").flatten(1), _convolution
-)
-EMBEDDING = Kind("Embedding", lambda m: isinstance(m, nn.Embedding), lambda m: m.get_parameter("weight"), _embedding)
+LINEAR = Kind("Linear", lambda m: isinstance(m, nn.Linear), _weight, _linear)
+CONV1D = Kind("Conv1D", _is_conv1d, lambda m: _weight(m).mT, _linear)
+CONV2D = Kind("Conv2d", lambda m: isinstance(m, nn.Conv2d), lambda m: _weight(m).flatten(1), _convolution)
+EMBEDDING = Kind("Embedding", lambda m: isinstance(m, nn.Embedding), _weight, _embedding)
 KINDS = (LINEAR, CONV1D, CONV2D, EMBEDDING)
 
 
@@ -70,6 +77,19 @@ def kind_of(module: nn.Module) -> Kind | None:
 def is_linear(module: nn.Module) -> bool:
     """Whether it is a linear layer: ``nn.Linear``, or ``Conv1D`` of transformers."""
     return kind_of(module) in (LINEAR, CONV1D)
+
+
+def matrix_shape(layer: nn.Module) -> tuple[int, int] | None:
+    """(out, in) of a layer's weight as a matrix, plain or not; None where there is none."""
+    if isinstance(layer, OperatorModule):
+        return layer.mpo.shape
+    if isinstance(layer, DisentangledLinear):
+        return layer.out_features, layer.in_features
+    kind = kind_of(layer)
+    if kind is None:
+        return None
+    rows, columns = kind.matrix(layer).shape
+    return rows, columns
 
 
 def restored(layer: nn.Module, name: str) -> nn.Module:

@@ -6,7 +6,6 @@ Legend: B is a batch, in and out the logical sizes; padded sizes are the product
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -113,7 +112,7 @@ class MPOLinear(OperatorModule):
         blocks = self._kept.get(cores, way, self._blocks) if keeps else self._blocks(cores, way)
         if way.is_dense:
             return linear(x, blocks[0], self.bias)
-        y = contraction.passed(resized(x, prod(shape[2] for shape in self._shapes)), blocks, way, self._shapes)
+        y = contraction.passed(resized(x, self._padded_shape[1]), blocks, way, self._shapes)
         y = resized(y, self.out_features)
         if self.bias is None:
             return y
@@ -122,10 +121,7 @@ class MPOLinear(OperatorModule):
 
     def _can_be_rebuilt(self, x: Tensor) -> bool:
         """Whether the dense weight can be made block by block: without padding, in full precision, on a CPU."""
-        padded = tuple(prod(shape[k] for shape in self._shapes) for k in (1, 2)) != (
-            self.out_features,
-            self.in_features,
-        )
+        padded = self._padded_shape != self._matrix_shape
         return len(self._shapes) > 1 and not padded and x.device.type == "cpu" and contraction.may_be_cut(x)
 
     def to_linear(self) -> nn.Linear:

@@ -33,7 +33,7 @@ class OperatorModule(nn.Module):
     def __init__(self, mpo: MPO) -> None:
         super().__init__()
         self.cores = core_parameters(mpo)
-        self._matrix_shape = mpo.shape
+        self._matrix_shape, self._padded_shape = mpo.shape, mpo.padded_shape
         self._shapes = contraction.shapes_of(mpo.cores)
         self._kept: Kept[list[Tensor]] = Kept()
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unbraid.nn.kinds import kind_of
+from unbraid.nn.kinds import matrix_shape
 from unbraid.nn.layers import DisentangledLinear
 from unbraid.nn.operator import OperatorModule
 
@@ -56,15 +56,12 @@ def get_layer_status(model: nn.Module) -> list[LayerStatus]:
     """
     found = []
     for name, module in model.named_modules():
-        kind = kind_of(module)
-        if isinstance(module, OperatorModule):
-            mpo, shape = module.mpo, module.mpo.shape
-        elif isinstance(module, DisentangledLinear):
-            mpo, shape = module.core, (module.out_features, module.in_features)
-        elif kind is not None:
-            mpo, shape = None, (kind.matrix(module).shape[0], kind.matrix(module).shape[1])
-        else:
+        shape = matrix_shape(module)
+        if shape is None:
             continue
+        mpo = None
+        if isinstance(module, (OperatorModule, DisentangledLinear)):
+            mpo = module.mpo if isinstance(module, OperatorModule) else module.core
         parameters = list(module.parameters())
         bias = getattr(module, "bias", None)
         found.append(

@@ -46,8 +46,8 @@ def tensorize(
         targets: which layers, as in :func:`match_layers`.
         max_bond: cap of every bond dimension.
         rel_error: largest relative Frobenius error of a weight.
-        budget: core entries as a fraction of the dense weight's, 0 < budget <= 1; layers of 1e5 weights or more come
-            within 2 % below it, smaller ones as near as their ranks allow.
+        budget: core entries as a fraction of the dense weight's, 0 < budget <= 1; layers of 1e5 weights or more with
+            enough rank come within 2 % below it, others as near as their ranks allow.
         sites: "auto" (few sites of about four, without padding where the primes permit), "qubits" (one qubit a site, as
             circuits need), "kernel" (as "auto", and one more site for the places of a convolution's kernel), or
             (out_dims, in_dims). The matrix of a convolution is (out, in x height x width), that of an embedding its
@@ -72,13 +72,13 @@ def tensorize(
     layers = match_layers(model, targets)
     options = options_by_layer(layers, default, layer_options or {})
     _refuse_shared_weights(model, layers)
+    kinds = {name: kind for name, layer in layers.items() if (kind := kind_of(layer)) is not None}
     for name, layer in layers.items():
-        check_weight(layer.get_parameter("weight"), name)
+        check_weight(kinds[name].matrix(layer), name)
 
     def convert(name: str, layer: nn.Module) -> nn.Module:
-        kind = kind_of(layer)
-        assert kind is not None
-        matrix, chosen = kind.matrix(layer), options[name]
+        kind, chosen = kinds[name], options[name]
+        matrix = kind.matrix(layer)
         rows, columns = matrix.shape
         outs, ins = align(*_sites_of(chosen.sites, layer, rows, columns))
         limit = None if chosen.budget is None else max(1, int(chosen.budget * matrix.numel()))
@@ -238,7 +238,7 @@ def replace_modules(model: Model, replacements: dict[nn.Module, nn.Module]) -> M
 def _refuse_shared_weights(model: nn.Module, layers: dict[str, nn.Module]) -> None:
     """A weight that another module uses too would silently be untied."""
     for name, layer in layers.items():
-        weight = layer.get_parameter("weight")
+        weight = layer.weight
         for other_name, other in model.named_modules():
             if other is not layer and any(parameter is weight for parameter in other.parameters(recurse=False)):
                 raise InvalidInputError(

@@ -201,7 +201,7 @@ class _InChunks(torch.autograd.Function):
         between = [x.new_empty(ctx.rows, width) for width in widths[1:-1]]
         back = [x.new_empty(ctx.rows, width) for width in widths[:-1]]
         sums = [torch.zeros_like(block) if wants else None for block, wants in zip(blocks, wanted[1:], strict=True)]
-        to_x = torch.empty_like(x) if wanted[0] else None
+        to_x = x.new_empty(x.shape) if wanted[0] else None
         for start in range(0, len(x), ctx.rows):
             chunk = slice(start, min(start + ctx.rows, len(x)))
             count = chunk.stop - start
@@ -227,13 +227,13 @@ def _back(
         if after == 1:
             gradient = gradient.reshape(-1, out)
             if total is not None:
-                total.addmm_(gradient.mT, inputs[k].view(-1, columns))
+                total.addmm_(gradient.mT, inputs[k].reshape(-1, columns))
             if k >= first:
                 torch.mm(gradient, block, out=space.view(-1, columns))
         else:
             gradient = gradient.reshape(-1, out, after)
             if total is not None:
-                total += torch.bmm(gradient, inputs[k].view(-1, columns, after).mT).sum(0)
+                total += torch.bmm(gradient, inputs[k].reshape(-1, columns, after).mT).sum(0)
             if k >= first:
                 torch.bmm(block.mT.expand(len(gradient), -1, -1), gradient, out=space.view(-1, columns, after))
         gradient = space

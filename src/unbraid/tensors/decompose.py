@@ -89,13 +89,14 @@ def decompose(
         rough = chain.contract([core.to(wide) for core in stored(trial)])
         return float(torch.linalg.vector_norm(rough - tensor)) <= allowance
 
-    full = chain.split_exactly(tensor, legs)
     if allowed(cores):
         cores = _lowered(cores, None if unlimited else anew, allowed)
     elif limits.max_bond is None:
-        cores = full
-    if unlimited and [core.shape for core in cores] == [core.shape for core in full]:
-        return [core.to(weight.dtype) for core in full]
+        cores = chain.split_exactly(tensor, legs)
+    if unlimited:
+        full = chain.split_exactly(tensor, legs)
+        if [core.shape for core in cores] == [core.shape for core in full]:
+            return [core.to(weight.dtype) for core in full]
     return stored(cores)
 
 

@@ -66,7 +66,7 @@ class _Rebuilt(torch.autograd.Function):
         _, leg, bond = one.shape
         _, next_out, next_leg = other.shape
         flat = other.reshape(bond, -1)
-        to_one, to_other = torch.empty_like(one), torch.zeros_like(flat)
+        to_one, to_other = one.new_empty(one.shape), flat.new_zeros(flat.shape)
         slope = dense.view(-1, next_out, leg, next_leg)
         for rows, first, found in _groups(slope, one, to_one):
             block = _again("block", x, len(first) * leg, next_out * next_leg)
