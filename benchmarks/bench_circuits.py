@@ -7,7 +7,7 @@ throughout. Cases that a peer cannot hold in memory are left out, as are those o
 hours.
 
 PennyLane comes with the extra ``pennylane``; ``tensorcircuit-ng`` and ``qiskit-machine-learning`` are used where they
-are installed. TorchQuantum 0.1.8 does not import with Qiskit 2.
+are installed, see ``peers.txt``. TorchQuantum 0.1.8 does not import with Qiskit 2.
 """
 
 from __future__ import annotations

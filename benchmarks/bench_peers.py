@@ -1,7 +1,6 @@
 """The dense engine beside BQSKit's QFactor and quimb's TNOptimizer, on one core, as ratios of one run.
 
-Needs both beside unbraid, in an environment of their own: ``pip install bqskit==1.2.1 quimb autograd``, then
-``python benchmarks/bench_peers.py``.
+Needs both beside unbraid, in the versions of ``benchmarks/peers.txt``.
 
 QFactor instantiates a unitary target, which is all it can do, so there our side is one circuit with the identity as its
 core: the same brickwall of two-qubit gates, the same realisable target, the same number of gate updates a sweep (there

@@ -23,9 +23,11 @@ if TYPE_CHECKING:
         heal,
         load_pretrained,
         merge_back,
+        quantize,
         save_pretrained,
         scan,
         tensorize,
+        verdict,
     )
     from unbraid.quantum import (
         AerExecutor,
@@ -53,9 +55,11 @@ _ROOMS = {
         "heal",
         "load_pretrained",
         "merge_back",
+        "quantize",
         "save_pretrained",
         "scan",
         "tensorize",
+        "verdict",
     ),
     "unbraid.quantum": (
         "AerExecutor",
@@ -97,6 +101,7 @@ __all__ = [
     "merge_back",
     "overlap",
     "parse_ansatz",
+    "quantize",
     "read_out",
     "save_pretrained",
     "scaffold",
@@ -108,6 +113,7 @@ __all__ = [
     "to_qasm3",
     "to_qiskit",
     "to_quantum",
+    "verdict",
 ]
 
 

@@ -143,6 +143,7 @@ def test_unknown_verbs_options_and_values_exit_with_2(run, arguments):
         (("--rel-error", "7"), "rel_error"),
         (("--max-bond", "0"), "max_bond"),
         (("--budget", "2"), "budget"),
+        (("--bits", "3"), "bits must be 8 or 4"),
         (("--data", "imagenet"), "digits"),
         (("--data", "digits", "--epochs", "0"), "epochs"),
         (("--data", "digits", "--lr", "-1"), "lr"),
@@ -255,6 +256,16 @@ def test_the_verbs_carry_a_model_from_dense_to_circuits(run, tmp_path):
     names += ["report.html", "report.json"]
     assert files_below(tmp_path / "export") == names
     assert (tmp_path / "export/hidden.input.qasm").read_text().startswith("OPENQASM 3")
+
+
+def test_cores_can_be_written_as_integers(run, tmp_path):
+    save_pretrained(digits_mlp(), tmp_path / "dense")
+    options = ["--targets", "hidden", "--max-bond", "4", "--bits", "4", "--data", "digits", "--epochs", "1"]
+    code, out, error = run("compress", tmp_path / "dense", *options, "--out", tmp_path / "mpo")
+    assert (code, "cores of integers" in out) == (0, True), error
+    report = json.loads((tmp_path / "mpo/report.json").read_text())
+    assert report["parameters"]["quantized"] == report["parameters"]["healed"]
+    assert load_pretrained(tmp_path / "mpo/model").hidden.cores.bits == 4
 
 
 def test_an_ansatz_of_the_grammar_can_be_given(run, tmp_path):

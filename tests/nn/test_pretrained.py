@@ -1,4 +1,7 @@
+import errno
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +10,7 @@ from torch import nn
 from unbraid.circuits import Circuit, parse_ansatz
 from unbraid.ground.errors import FileFormatError, InvalidInputError, OutputError, UnbraidError
 from unbraid.ground.files import read_tensors, write_tensors
+from unbraid.ground.manifest import hash_tensors
 from unbraid.nn import (
     Architecture,
     DisentangledLinear,
@@ -194,6 +198,7 @@ def test_missing_cut_and_foreign_files_are_refused(tmp_path):
         ("[]", "no configuration"),
         ('{"model_type": "bert"}', "no configuration"),
         ("null", "no configuration"),
+        ('{"model_type": "bert"}', "load the folder with its from_pretrained"),
         ("[" * 50_000, "no valid JSON"),
     ):
         (tmp_path / "config.json").write_text(text)
@@ -246,7 +251,7 @@ def circuit(**change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(version=2), "Update unbraid"),
+        (lambda c: c.update(version=3), "Update unbraid"),
         (lambda c: c.pop("layers"), "layers"),
         (lambda c: c.pop("declaration"), "declaration"),
         (lambda c: c.update(surprise=1), "surprise"),
@@ -377,3 +382,121 @@ def test_the_parametrization_of_gates_is_kept(tmp_path):
     x = torch.randn(4, 8, dtype=torch.float64)
     torch.testing.assert_close(loaded(x), model(x))
     assert loaded.layer1.input_circuit.parametrization == "cayley"
+
+
+class Tied(nn.Module):
+    """A table that is also the last layer, and a layer that stands at two places."""
+
+    def __init__(self, tie=True):
+        super().__init__()
+        self.table, self.head = nn.Embedding(6, 8), nn.Linear(8, 6, bias=False)
+        self.first = self.second = nn.Linear(8, 8)
+        if tie:
+            self.head.weight = self.table.weight
+
+    def forward(self, x):
+        return self.head(self.second(torch.tanh(self.first(self.table(x)))))
+
+
+def test_shared_parameters_are_stored_once_and_come_back_shared(tmp_path):
+    model = tensorize(Tied(), ["first"], max_bond=2)
+    save_pretrained(model, tmp_path)
+    stored, _ = read_tensors(tmp_path / "model.safetensors")
+    assert sum(tensor.numel() for tensor in stored.values()) == sum(p.numel() for p in model.parameters())
+    for architecture in (Tied(), Tied(tie=False)):
+        loaded = load_pretrained(tmp_path, architecture)
+        assert loaded.head.weight is loaded.table.weight
+        assert loaded.first is loaded.second
+        assert list(loaded.state_dict()) == list(model.state_dict())
+        x = torch.arange(6)
+        assert torch.equal(loaded(x), model.eval()(x))
+
+
+def test_parameters_of_their_own_are_not_shared_by_a_tied_architecture(tmp_path):
+    model = Tied(tie=False)
+    save_pretrained(model, tmp_path)
+    loaded = load_pretrained(tmp_path, Tied())
+    assert loaded.head.weight is not loaded.table.weight
+    x = torch.arange(6)
+    assert torch.equal(loaded(x), model(x))
+
+
+def test_files_of_the_first_version_load(tmp_path):
+    model = tensorize(Tied(), ["first"], max_bond=2)
+    save_pretrained(model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    everything = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    config["tensors"] = hash_tensors(*(everything[name] for name in sorted(everything)))
+    config["version"] = 1
+    del config["tied"], config["transformers"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    write_tensors(tmp_path / "model.safetensors", everything, {"config": json.dumps(config)})
+    loaded = load_pretrained(tmp_path, Tied())
+    assert loaded.head.weight is loaded.table.weight
+    assert torch.equal(loaded(torch.arange(6)), model.eval()(torch.arange(6)))
+
+
+SHARED = {"head.weight": "table.weight", "second.weight": "first.weight", "second.bias": "first.bias"}
+
+
+@pytest.mark.parametrize(
+    ("tied", "message"),
+    [
+        ({"head.weight": "nowhere"}, "lacks 'nowhere'"),
+        (SHARED | {"first.bias": "first.bias"}, "'second.bias' is shared"),
+        ({"head.weight": "first.weight"}, "missing: second.bias, second.weight; of another shape: head.weight"),
+        (SHARED | {"first.other": "first.weight"}, r"surplus: first\.other"),
+    ],
+)
+def test_hostile_names_of_shared_parameters_are_refused(tmp_path, tied, message):
+    model = Tied()
+    save_pretrained(model, tmp_path)
+    rewrite(tmp_path, lambda c: c.update(tied=tied))
+    with pytest.raises(FileFormatError, match=message):
+        load_pretrained(tmp_path, Tied())
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_models_without_plain_numbers_are_refused_and_the_old_files_stay(tmp_path):
+    save_pretrained(plain(), tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Linear(4, 4))
+    integers = nn.Linear(4, 4)
+    integers.register_buffer("codes", torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8))
+
+    class Packed(nn.Linear):
+        def get_extra_state(self):
+            return {"packed": (1, 2)}
+
+    for model, message in (
+        (empty, "'0.weight' is on the meta device"),
+        (integers, "'codes' is a torch.qint8, and only plain tensors"),
+        (Packed(4, 4), "'_extra_state' is a dict"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            save_pretrained(model, tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("step", [(Path, "write_bytes"), (Path, "replace"), (os, "fsync")])
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_full_disk_leaves_the_earlier_model(tmp_path, monkeypatch, step, call):
+    model = saved(tmp_path)
+    x = torch.randn(2, 8)
+    place, name = step
+    real, calls = getattr(place, name), []
+
+    def full(*arguments):
+        calls.append(arguments)
+        if len(calls) == call:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments)
+
+    monkeypatch.setattr(place, name, full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        save_pretrained(tensorize(nn.Linear(8, 3)), tmp_path)
+    monkeypatch.undo()
+    assert len(calls) == call
+    assert torch.equal(load_pretrained(tmp_path)(x), model(x))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]

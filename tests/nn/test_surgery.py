@@ -8,9 +8,20 @@ from torch import nn
 
 from unbraid.circuits import brickwall
 from unbraid.ground.errors import InvalidInputError
-from unbraid.nn import DisentangledLinear, MPOLinear, disentangle_layers, match_layers, merge_back, scan, tensorize
+from unbraid.nn import (
+    DisentangledLinear,
+    InputMoments,
+    MPOLinear,
+    disentangle_layers,
+    input_moments,
+    match_layers,
+    merge_back,
+    scan,
+    tensorize,
+)
 from unbraid.tensors import MPO
 from unbraid.tensors.entanglement import bond_entropy
+from unbraid.tensors.weighted import weighted_error
 
 
 class Block(nn.Module):
@@ -266,3 +277,111 @@ def test_a_weight_that_another_module_shares_is_refused():
     model[1].weight = model[0].weight
     with pytest.raises(InvalidInputError, match="shares its weight with '0'"):
         tensorize(model, ["1"])
+
+
+# moments of inputs
+
+
+def calibrated(dtype=torch.float32, bias=True):
+    """Two layers, and inputs with a mean that fill few directions."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 32, bias=bias), nn.ReLU(), nn.Linear(32, 12, bias=bias)).to(dtype)
+    x = (torch.randn(200, 6) @ torch.randn(6, 24) + 0.1 * torch.randn(200, 24) + torch.linspace(-1, 2, 24)).to(dtype)
+    return model, x, input_moments(model, x)
+
+
+def output_error(layer, other, x):
+    with torch.no_grad():
+        wanted = layer(x).double()
+        return float(torch.linalg.vector_norm(other(x).double() - wanted) / torch.linalg.vector_norm(wanted))
+
+
+@pytest.mark.parametrize("sites", ["auto", "low-rank", "qubits", "best"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_moments_keep_outputs_where_plain_operators_keep_entries(sites, bias):
+    model, x, moments = calibrated(bias=bias)
+    state = copy.deepcopy(model.state_dict())
+    aware = tensorize(model, budget=0.4, sites=sites, moments=moments)
+    plain = tensorize(model, budget=0.4, sites=sites)
+    for name, inputs in (("0", x), ("2", model[:2](x).detach())):
+        layer, ours, theirs = (each.get_submodule(name) for each in (model, aware, plain))
+        assert output_error(layer, ours, inputs) < 0.8 * output_error(layer, theirs, inputs)
+        if bias:
+            wanted, mean = (each(inputs).mean(0).detach() for each in (layer, ours))
+            assert torch.allclose(mean, wanted, atol=1e-5)
+            assert not torch.allclose(theirs(inputs).mean(0), wanted, atol=1e-3)
+        assert ours.mpo.num_parameters <= int(0.4 * layer.weight.numel())
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+
+
+def test_layers_without_moments_are_decomposed_as_ever():
+    model, _, moments = calibrated()
+    aware = tensorize(model, budget=0.4, moments={"0": moments["0"]})
+    plain = tensorize(model, budget=0.4)
+    assert torch.equal(aware[2].weight, plain[2].weight)
+    assert torch.equal(aware[2].bias, model[2].bias)
+    assert not torch.equal(aware[0].weight, plain[0].weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_moments_serve_every_dtype(dtype):
+    model, x, moments = calibrated(dtype)
+    aware = tensorize(model, rel_error=0.1, moments=moments)
+    assert aware[0].bias.dtype == aware[0].weight.dtype == dtype
+    assert output_error(model[0], aware[0], x) < 0.15
+
+
+def test_inputs_that_are_all_the_same_are_kept():
+    model, x, _ = calibrated()
+    same = x[:1].expand(5, -1)
+    aware = tensorize(model, budget=0.4, moments=input_moments(model, same))
+    assert torch.allclose(aware(same), model(same), atol=1e-4)
+    assert output_error(model[0], aware[0], x) < 1.5 * output_error(model[0], tensorize(model[0], budget=0.4), x)
+
+
+@pytest.mark.parametrize("aware", [True, False])
+def test_the_best_layout_is_not_worse_than_its_candidates(aware):
+    torch.manual_seed(1)
+    model, x, moments = calibrated()
+    given = moments if aware else None
+    candidates = ("auto", "low-rank", ((8, 4), (4, 6)))  # the last is the split of (32, 24)
+    for budget in (0.3, 0.6):
+        best = tensorize(model, ["0"], budget=budget, sites="best", moments=given)[0]
+        others = [tensorize(model, ["0"], budget=budget, sites=sites, moments=given)[0] for sites in candidates]
+        errors = [
+            weighted_error(model[0].weight.detach(), each.weight.detach(), moments["0"].covariance if aware else None)
+            for each in (best, *others)
+        ]
+        assert errors[0] <= min(errors[1:]) + 1e-7
+    best = tensorize(model, ["0"], rel_error=0.3, sites="best", moments=given)[0]
+    others = [tensorize(model, ["0"], rel_error=0.3, sites=sites, moments=given)[0] for sites in candidates]
+    assert best.mpo.num_parameters <= min(each.mpo.num_parameters for each in others)
+
+
+def test_the_best_layout_needs_a_measure_and_passes_errors_on():
+    model, _, _ = calibrated()
+    with pytest.raises(InvalidInputError, match="budget or a rel_error"):
+        tensorize(model, max_bond=2, sites="best")
+    with pytest.raises(InvalidInputError, match="cannot come down to a budget"):
+        tensorize(model, budget=0.001, sites="best")
+    tight = tensorize(nn.Linear(64, 64), budget=64 / 4096, sites="best")  # too little for two sites
+    assert tight.mpo.num_sites == 3
+
+
+def test_moments_that_do_not_fit_are_refused_by_name():
+    model, _, moments = calibrated()
+    with pytest.raises(InvalidInputError, match=r"Layer '2': covariance must be.*\(32, 32\)"):
+        tensorize(model, budget=0.4, moments={"2": moments["0"]})
+    empty = InputMoments(torch.zeros(24), torch.zeros(24, 24), 3)
+    with pytest.raises(InvalidInputError, match="Layer '0': covariance is all zeros"):
+        tensorize(model, budget=0.4, moments={"0": empty})
+    with pytest.raises(InvalidInputError, match="Layer '0': With a covariance, say how far"):
+        tensorize(model, moments=moments)
+    convolution = nn.Sequential(nn.Conv2d(2, 4, 3))
+    with pytest.raises(InvalidInputError, match="Layer '0' is no linear layer"):
+        tensorize(convolution, ["0"], budget=0.9, moments={"0": InputMoments(torch.zeros(18), torch.eye(18), 3)})
+
+
+def test_a_budget_that_is_a_rounded_quotient_gives_the_whole_number():
+    assert int(15 / 26 * 26) == 14
+    assert tensorize(nn.Linear(13, 2), budget=15 / 26, sites="low-rank").mpo.num_parameters == 15

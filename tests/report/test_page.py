@@ -127,3 +127,37 @@ def test_cost_in_words(cost: dict[str, Any], said: str, unsaid: str) -> None:
     sentence = cost_sentence(cost)
     assert said in sentence
     assert unsaid not in sentence
+
+
+def profiled(**changes: Any) -> dict[str, Any]:
+    profile = {
+        "entropies": [0.5, 1.25, 0.5],
+        "maximum": [0.7, 1.4, 0.7],
+        "random": [0.6, 1.3, 0.6],
+        "order": "vector",
+        "rank": None,
+        "middle": 2,
+        "law": {"law": "volume", "laws": [{"name": "volume", "slope": 0.875}]},
+        "valley": {"relative": 0.25},
+    }
+    return {"name": f"a.{HOSTILE}", "kind": "update", "shape": [6, 4], "profile": profile, **changes}
+
+
+def test_entanglement_has_a_section_of_its_own() -> None:
+    attention = {"length": 8, "rows": [[0.5, 1.5]], "matrix": [[0.25, 0.75]], "chain": []}
+    layers = [profiled(), profiled(name="b", profile=None)]
+    html = render(Report(extra={"entanglement": {"layers": layers, "attention": [attention]}, "other": 5}))
+    page = Tags(html)
+    section = html[html.index("<h2>Entanglement") : html.index("<h2>More")]
+    for said in ("1.25", "1.3", "1.4", "volume, slope 0.88", "25 %", "unchanged", "1.00 (0.50 to 1.50)", "2.08"):
+        assert said in section
+    assert section.count("data:image/svg+xml") == 1
+    assert HOSTILE in page.text
+    assert "entanglement" not in html[html.index("<h2>More") :]
+    assert "<h2>Plots" not in html
+
+
+def test_no_entanglement_no_section() -> None:
+    assert "Entanglement" not in render(Report(extra={"other": 5}))
+    only = {"layers": [profiled(profile=None)]}
+    assert "data:image" not in render(Report(extra={"entanglement": only}))

@@ -12,11 +12,13 @@ from matplotlib.figure import Figure
 from unbraid.ground.errors import OutputError
 from unbraid.report import Report
 from unbraid.report.plots import (
+    draw_profiles,
     figures,
     plot_accuracy,
     plot_curves,
     plot_entropies,
     plot_overlap,
+    plot_profiles,
     plot_rows,
     save_png,
     to_svg,
@@ -119,3 +121,26 @@ def test_rows_of_a_table(ax: Axes, tmp_path: Path) -> None:
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     with pytest.raises(OutputError):
         save_png(tmp_path / "missing" / "a.png", lambda ax: plot_rows(rows, ax=ax))
+
+
+def test_layers_of_a_kind_share_a_panel() -> None:
+    profile = {"entropies": [0.5, 1.0], "maximum": [0.7, 1.4], "random": [0.6, 1.3], "order": "vector", "rank": None}
+    layers = [
+        {"name": f"block.{block}.{name}", "shape": shape, "profile": profile}
+        for block in range(3)
+        for name, shape in (("query", [4, 4]), ("value", [4, 4]), ("out", [4, 2]), ("in", [2, 4]))
+    ]
+    figure = Figure()
+    draw_profiles(figure, [*layers, {"name": "same", "shape": [4, 4], "profile": None}])
+    assert [ax.get_title() for ax in figure.axes] == ["query, 4 × 4", "value, 4 × 4", "out, 4 × 2", "in, 2 × 4"]
+    assert all(len(ax.lines) == 3 + 2 for ax in figure.axes)
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert words == ["maximum", "layers, the last one darkest", "random"]
+
+
+def test_one_layer_has_a_legend(ax: Axes) -> None:
+    profile = {"entropies": [0.5, 1.0], "maximum": [0.7, 1.4], "random": [0.6, 1.3]}
+    assert plot_profiles({"a_b": profile}, ax=ax) is ax
+    assert heights(ax) == [[0.7, 1.4], [0.5, 1.0], [0.6, 1.3]]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["maximum", "a b", "random"]
+    assert ax.get_ylim()[0] == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -17,7 +18,15 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from unbraid.cli.arguments import load_data, load_model, load_rows, split_targets
+from unbraid.cli.arguments import (
+    copy_tokenizer,
+    load_data,
+    load_model,
+    load_rows,
+    load_samples,
+    split_targets,
+    weight_bytes,
+)
 from unbraid.cli.display import console, errors, print_facts, print_table, print_text, shown
 from unbraid.ground.errors import InvalidInputError, UnbraidError
 
@@ -45,6 +54,14 @@ HealData = Annotated[
     str | None,
     typer.Option(help="Heal on digits, mnist, fashion-mnist, cifar10, or a safetensors file with x and y."),
 ]
+SampleData = Annotated[
+    str | None,
+    typer.Option(help="Run on samples of digits, mnist, fashion-mnist, cifar10, or a safetensors file with x and y."),
+]
+TextFile = Annotated[
+    Path | None, typer.Option(help="Run a language model (a Hugging Face folder with a tokenizer) on this text.")
+]
+Length = Annotated[int, typer.Option(help="Tokens of a sample of --text, at most.")]
 DataDir = Annotated[Path | None, typer.Option(help="Where the data set's files are.")]
 Size = Annotated[int | None, typer.Option(help="Side that images are scaled to: 8, 16 or 32.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch a published data set, checked by hash.")]
@@ -55,6 +72,7 @@ class Sites(StrEnum):
 
     auto = "auto"
     qubits = "qubits"
+    low_rank = "low-rank"
 
 
 class GateGroup(StrEnum):
@@ -147,37 +165,56 @@ def scan(
     weights: Weights = None,
     targets: TargetsOption = "all-linear",
     sites: SitesOption = Sites.qubits,
+    data: SampleData = None,
+    data_dir: DataDir = None,
+    size: Size = None,
+    download: Download = False,
+    text: TextFile = None,
+    samples: Annotated[int, typer.Option(help="Of the data or the text, at least as many as layers.")] = 64,
+    length: Length = 64,
+    budget: Annotated[
+        float | None, typer.Option(help="Spend this fraction of the weights where the loss suffers least.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Show the entanglement of what differs from this model.")
+    ] = None,
+    entanglement: Annotated[
+        bool, typer.Option("--entanglement", help="Show entropy profiles of the weights (and, with --text, attention).")
+    ] = False,
     out: Out = Path("unbraid-out"),
+    seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Show which layers are worth compressing and disentangling."""
+    """Show which layers are worth compressing and disentangling, and how much the loss grows with --data or --text."""
     from unbraid.ground.files import make_directory
-    from unbraid.ground.manifest import build_manifest
-    from unbraid.nn import scan as scan_model
-    from unbraid.report import Report
+    from unbraid.recipes.scanning import Scanned, scan_model
 
+    if budget is not None and data is None and text is None:
+        raise typer.BadParameter("--budget is spent by what the loss suffers: give --data or --text")
     place = make_directory(out)
     with shown(quiet):
-        found = scan_model(load_model(model, weights), targets=split_targets(targets), sites=sites.value)
-    head = ("layer", "shape", "qubits", "parameters", *(f"bond at {rank.rel_error:.0%}" for rank in found[0].ranks))
-    rows = [
-        (
-            layer.name or "(the model)",
-            f"{layer.shape[0]} x {layer.shape[1]}",
-            f"{layer.qubits[0]} x {layer.qubits[1]}",
-            f"{layer.parameters:,}",
-            *(str(max(rank.bond_dims, default=1)) for rank in layer.ranks),
-            f"{sum(layer.entropies):.2f} / {sum(layer.maximum_entropies):.2f}",
-            f"{layer.cnots['preparation']} + {layer.cnots['layer']} a layer",
+        network = load_model(model, weights)
+        source = load_samples(model, network, data, data_dir, size, download, text, samples, length, seed)
+        other = None if base is None else load_model(base, None)
+        found: Scanned = scan_model(
+            network,
+            split_targets(targets),
+            sites.value,
+            source,
+            budget=budget,
+            base=other,
+            entanglement=entanglement or base is not None,
+            seed=seed,
+            title=f"Scan of {model}",
         )
-        for layer in found
-    ]
-    report = Report(title=f"Scan of {model}", layers=[layer.to_dict() for layer in found], manifest=build_manifest())
-    report.save(place)
+    found.save(place)
     if not quiet:
-        for layer in found:
-            console.print(f"{escape(layer.name)}: {layer.verdict}.", highlight=False)
-    _finish([(*head, "entropy / maximum", "CNOTs as circuits"), *rows], out, quiet)
+        for line in found.report.notes:
+            console.print(escape(line), highlight=False)
+    for table in found.tables[:-1]:
+        if not quiet:
+            print_table(table)
+    _finish(found.tables[-1], out, quiet)
 
 
 @app.command()
@@ -189,6 +226,7 @@ def compress(
     rel_error: Annotated[float | None, typer.Option(help="Allowed relative error of a weight.")] = None,
     budget: Annotated[float | None, typer.Option(help="Core entries as a fraction of the weights.")] = None,
     sites: SitesOption = Sites.auto,
+    bits: Annotated[int | None, typer.Option(help="Store the cores as integers of 8 or 4 bits.")] = None,
     data: HealData = None,
     data_dir: DataDir = None,
     size: Size = None,
@@ -201,9 +239,12 @@ def compress(
 ) -> None:
     """Write layers as MPOs; heal the network if --data is given. The model goes to OUT/model."""
     from unbraid.ground.files import make_directory
-    from unbraid.nn import save_pretrained, tensorize
+    from unbraid.nn import quantize, save_pretrained, tensorize
+    from unbraid.nn.integers import check_bits
     from unbraid.recipes.steps import Steps
 
+    if bits is not None:
+        check_bits(bits)
     if max_bond is None and rel_error is None and budget is None:
         raise typer.BadParameter("say how far: --max-bond, --rel-error or --budget")
     place = make_directory(out)
@@ -222,11 +263,19 @@ def compress(
         steps.add("before", before)
         steps.add("mpo", after)
         steps.heal("healed", after, epochs, lr, place / "checkpoint")
+        if bits is not None:
+            after = quantize(after, bits=bits)
+            steps.add("quantized", after)
+        size_before = weight_bytes(model, weights)  # OUT/model may be MODEL itself
         save_pretrained(after, place / "model")
+        copy_tokenizer(model, place / "model")
         report = steps.report(f"Compression of {model}")
+        sizes = {"before": size_before, "after": weight_bytes(str(place / "model"), None)}
+        report.extra["safetensors_bytes"] = {name: size for name, size in sizes.items() if size}
         report.save(place)
         shutil.rmtree(place / "checkpoint", ignore_errors=True)  # done: nothing is left to resume
-    _finish(report.table(), out, quiet, facts=report.facts())
+    said = ", ".join(f"{size:,} {name}" for name, size in report.extra["safetensors_bytes"].items())
+    _finish(report.table(), out, quiet, facts=[*report.facts(), ("bytes of the safetensors", said)])
 
 
 @app.command()
@@ -451,6 +500,77 @@ def _executor(
 
 
 @app.command()
+def verdict(
+    model: Model,
+    budget: Annotated[float, typer.Option(help="Allowed weight error, as a fraction; with --data growth of the loss.")],
+    weights: Weights = None,
+    targets: TargetsOption = "all-linear",
+    bodies: Annotated[str, typer.Option(help="Wires a gate, with commas between.")] = "2,3",
+    max_depth: Annotated[int, typer.Option(help="Largest number of layers of gates a side.")] = 3,
+    data: Annotated[
+        str | None, typer.Option(help="Judge by the cross-entropy on the validation part: a data set, as of compress.")
+    ] = None,
+    data_dir: DataDir = None,
+    size: Size = None,
+    download: Download = False,
+    epochs: Annotated[int, typer.Option(help="With --data: of healing before each judgement; 0 for none.")] = 0,
+    lr: LearningRate = 1e-2,
+    out: Out = Path("unbraid-out"),
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Say whether circuits pay: the smallest MPO against the smallest core plus circuits, layer by layer."""
+    from unbraid.ground.files import make_directory
+    from unbraid.ground.manifest import build_manifest
+    from unbraid.nn import verdict as judge
+    from unbraid.recipes.verdict import healing, validation_loss
+    from unbraid.report import Report
+
+    wires = [part.strip() for part in bodies.split(",")]
+    if not all(part.isdecimal() for part in wires):
+        raise typer.BadParameter("--bodies must be numbers with commas between, such as 2,3")
+    if epochs < 0 or (epochs and data is None):
+        raise typer.BadParameter("--epochs goes with --data, and must be 0 or more")
+    place = make_directory(out)
+    with shown(quiet):
+        dataset = None if data is None else load_data(data, data_dir, seed, size, download)
+        found = judge(
+            load_model(model, weights),
+            budget=budget,
+            targets=split_targets(targets),
+            loss=None if dataset is None else validation_loss(dataset),
+            heal=healing(dataset, epochs, lr, seed) if dataset is not None and epochs else None,
+            bodies=[int(part) for part in wires],
+            max_depth=max_depth,
+            seed=seed,
+            checkpoint=place / "checkpoint",
+        )
+    judged = [each.to_dict() for each in found.values()]
+    manifest = build_manifest(seeds={"seed": seed}, data=None if dataset is None else dataset.describe())
+    report = Report(title=f"Whether circuits pay in {model}", extra={"verdict": judged}, manifest=manifest)
+    report.save(place)
+    shutil.rmtree(place / "checkpoint", ignore_errors=True)  # done: nothing is left to resume
+    head = ("layer", "dense", "low rank", "plain MPO", "core + circuits", "body", "depth", "break-even price")
+    rows = [
+        (
+            name or "(the model)",
+            f"{each.dense:,}",
+            f"{each.low_rank.classical:,}",
+            f"{each.plain.classical:,}",
+            f"{each.best.classical:,} + {each.best.circuit:,}",
+            str(each.best.body),
+            str(each.best.depth),
+            f"{each.break_even:.2g}",
+        )
+        for name, each in found.items()
+    ]
+    if not quiet:
+        for each in found.values():
+            console.print(escape(each.paragraph), highlight=False, soft_wrap=True)
+    _finish([head, *rows], out, quiet)
+
+
+@app.command()
 def export(
     model: Model,
     weights: Weights = None,
@@ -473,7 +593,7 @@ def reproduce(
         str,
         typer.Argument(
             help="digits, table1, table2, table3, table4, table5, table6, fig4, geometry, gradients, mlp, routes, "
-            "trainings or execution."
+            "trainings, execution, entanglement or verdict."
         ),
     ],
     data_dir: DataDir = None,
@@ -499,6 +619,36 @@ def reproduce(
             print_text(section.heading, section.note)
             print_table(section.lines)
     _written(out / f"{name}.md", quiet)
+
+
+@app.command()
+def bench(
+    name: Annotated[str | None, typer.Argument(help="Without one the benchmarks are listed.")] = None,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- ARGS]...", help="Further arguments, for the benchmark.")
+    ] = None,
+    out: Out = Path("unbraid-out"),
+    quiet: Quiet = False,
+) -> None:
+    """Run a benchmark against named peers, as ratios of one run. What it prints also goes to OUT/bench-NAME.txt."""
+    from unbraid.cli.benchmarks import choose_benchmark, find_benchmarks, peers_of, run_benchmark, subject_of
+    from unbraid.ground.files import make_directory, write_text
+
+    found = find_benchmarks()
+    if name is None:
+        print_table([("name", "what is measured"), *((key, subject_of(path)) for key, path in found.items())])
+        return
+    script = choose_benchmark(name, found)
+    place = make_directory(out)
+    here, missing = peers_of(script)
+    said = f"Peers: {', '.join(here) or 'none that this benchmark names is installed'}." if here or missing else ""
+    if missing:
+        said += f" Missing: {', '.join(missing)}. To have them: pip install {' '.join(map(shlex.quote, missing))}"
+    with shown(quiet) as say:
+        say(said or "This benchmark needs no other package.")
+    printed = run_benchmark(script, arguments or [], (lambda line: None) if quiet else print)
+    write_text(place / f"bench-{name}.txt", f"{said}\n{printed}")
+    _written(place / f"bench-{name}.txt", quiet)
 
 
 def main() -> None:

@@ -11,22 +11,26 @@ from typing import Any
 from torch import Tensor, nn
 
 from unbraid.ground.errors import InvalidInputError
-from unbraid.ground.files import read_tensors
+from unbraid.ground.files import read_tensors, write_bytes
 from unbraid.nn import load_pretrained
+from unbraid.nn.transformers_models import is_transformers_folder, load_transformers
 from unbraid.recipes.datasets import DATASETS, Dataset, load_dataset, load_tensors_dataset, split_tensors_dataset
+from unbraid.recipes.language import with_tokenizer
+from unbraid.recipes.scanning import Samples, check_count, samples_of_dataset, samples_of_text
 
 
 def load_model(name: str, weights: Path | None) -> nn.Module:
-    """A model from a folder that ``save_pretrained`` wrote, or from ``package.module:factory``.
+    """A model from a folder that ``save_pretrained`` wrote, ours or that of transformers, or from a factory.
 
     Args:
-        name: the folder, or a factory called without arguments; ``FOLDER@package.module:factory`` loads the
-            folder into what the factory makes.
+        name: the folder, or ``package.module:factory``, called without arguments; ``FOLDER@package.module:factory``
+            loads a folder of ours into what the factory makes.
         weights: a safetensors file with the factory's ``state_dict``.
 
     Raises:
         InvalidInputError: if there is no such folder or factory, or weights do not fit.
         FileFormatError: if a file is damaged.
+        MissingExtraError: if it is a model of transformers and that is not installed.
     """
     folder, at, factory = name.rpartition("@")
     if at and ":" in factory:
@@ -39,7 +43,7 @@ def load_model(name: str, weights: Path | None) -> nn.Module:
         inner = Path(name) / "model"
         if not (Path(name) / "config.json").exists() and (inner / "config.json").exists():
             raise InvalidInputError(f"{name} is the folder of a job; its model is {inner}.")
-        return load_pretrained(name)
+        return load_transformers(name) if is_transformers_folder(name) else load_pretrained(name)
     if ":" not in name:
         raise InvalidInputError(
             f"{name!r} is neither a folder written by save_pretrained nor package.module:factory. Check the path."
@@ -52,6 +56,37 @@ def load_model(name: str, weights: Path | None) -> nn.Module:
         except RuntimeError as error:
             raise InvalidInputError(f"{weights} does not fit the model of {name}: {error}") from error
     return model.eval()
+
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+)
+
+
+def copy_tokenizer(name: str, place: Path) -> None:
+    """Copy the tokenizer files of a MODEL that is a folder beside the model that was made of it."""
+    for file in TOKENIZER_FILES:
+        source = _folder(name) / file
+        if source.is_file():
+            write_bytes(place / file, source.read_bytes())
+
+
+def weight_bytes(name: str, weights: Path | None) -> int:
+    """Bytes of the safetensors that a MODEL was read from; 0 if a factory made its weights."""
+    files = _folder(name).glob("*.safetensors") if weights is None else [weights]
+    return sum(file.stat().st_size for file in files)
+
+
+def _folder(name: str) -> Path:
+    """The folder that a MODEL names; nothing lies in it where it names a factory."""
+    folder, at, factory = name.rpartition("@")
+    return Path(folder if at and ":" in factory else name)
 
 
 def load_data(name: str, data_dir: Path | None, seed: int, size: int | None, download: bool) -> Dataset:
@@ -83,6 +118,33 @@ def load_rows(name: str, data_dir: Path | None, seed: int, size: int | None, dow
         _refuse_size(size)
         return load_tensors_dataset(name)
     return load_data(name, data_dir, seed, size, download).test
+
+
+def load_samples(
+    model_name: str,
+    model: nn.Module,
+    data: str | None,
+    data_dir: Path | None,
+    size: int | None,
+    download: bool,
+    text: Path | None,
+    samples: int,
+    length: int,
+    seed: int,
+) -> Samples | None:
+    """What a scan runs a model on: rows of a data set, or the beginning of a text; None without either.
+
+    Raises:
+        InvalidInputError: if both are given, or the model has no tokenizer for a text.
+    """
+    check_count(samples, length)
+    if data is not None and text is not None:
+        raise InvalidInputError("Give --data or --text, not both.")
+    if data is not None:
+        return samples_of_dataset(load_data(data, data_dir, seed, size, download), samples)
+    if text is None:
+        return None
+    return samples_of_text(with_tokenizer(model, _folder(model_name)), text, samples, length)
 
 
 def _is_file(name: str) -> bool:

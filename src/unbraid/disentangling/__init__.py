@@ -6,17 +6,21 @@ from unbraid.disentangling.objective import spectral_ceiling
 from unbraid.disentangling.placement import PlacementFront, PlacementPoint, search_placement
 from unbraid.disentangling.result import Disentangled
 from unbraid.disentangling.search import disentangle
+from unbraid.disentangling.verdict import Candidate, Verdict, weight_verdict
 
 __all__ = [
+    "Candidate",
     "DirectCircuits",
     "Disentangled",
     "DisentangledSum",
     "PlacementFront",
     "PlacementPoint",
     "SumTerm",
+    "Verdict",
     "direct_circuits",
     "disentangle",
     "disentangle_sum",
     "search_placement",
     "spectral_ceiling",
+    "weight_verdict",
 ]

@@ -16,7 +16,9 @@ from unbraid.circuits import Ansatz, Circuit
 from unbraid.ground.errors import FileFormatError, InvalidInputError
 from unbraid.nn.convolution import MPOConv2d, conv_options
 from unbraid.nn.embedding import MPOEmbedding
+from unbraid.nn.integers import QuantizedCores, check_bits, stored, stored_numbers
 from unbraid.nn.layers import DisentangledLinear, MPOLinear
+from unbraid.nn.operator import OperatorModule
 from unbraid.tensors import MPO
 
 _CONVOLUTION = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
@@ -77,6 +79,12 @@ def describe_model(module: nn.Module) -> dict[str, Any] | None:
 
 def describe_layer(layer: nn.Module) -> dict[str, Any]:
     """The declaration of an MPO or disentangled layer: its geometry, without numbers."""
+    assert isinstance(layer, (OperatorModule, DisentangledLinear))
+    described = _describe_operator(layer)
+    return described | {"bits": layer.cores.bits} if isinstance(layer.cores, QuantizedCores) else described
+
+
+def _describe_operator(layer: OperatorModule | DisentangledLinear) -> dict[str, Any]:
     if isinstance(layer, MPOLinear):
         return {"type": "MPOLinear", "core": _describe_mpo(layer.mpo), "bias": layer.bias is not None}
     if isinstance(layer, MPOConv2d):
@@ -142,34 +150,41 @@ def build_layer(declaration: Any) -> nn.Module:
         FileFormatError: if the declaration is malformed.
     """
     try:
-        core = _build_mpo(declaration["core"])
-        if declaration["type"] == "MPOLinear":
-            return MPOLinear(core, torch.zeros(core.shape[0], dtype=core.dtype) if declaration["bias"] else None)
-        if declaration["type"] == "MPOConv2d":
-            options: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in declaration["options"].items()
-            }
-            size = options.pop("kernel_size")
-            return MPOConv2d(
-                core, size, torch.zeros(core.shape[0], dtype=core.dtype) if declaration["bias"] else None, **options
-            )
-        if declaration["type"] == "MPOEmbedding":
-            return MPOEmbedding(core, declaration["padding_idx"])
-        if declaration["type"] != "DisentangledLinear":
-            raise FileFormatError(f"Unknown layer type {declaration['type']!r}. Was it written by a newer version?")
-        output = _build_circuit(declaration["output_circuit"], core.dtype, mirrored=False)
-        inward = _build_circuit(declaration["input_circuit"], core.dtype, mirrored=True)
-        out_features = int(declaration["out_features"])
-        bias = torch.zeros(out_features, dtype=core.dtype) if declaration["bias"] else None
-        in_features = int(declaration["in_features"])
-        return DisentangledLinear(output, core, inward, out_features=out_features, in_features=in_features, bias=bias)
+        layer = _build_operator(declaration)
+        if "bits" in declaration:
+            shapes, dtype = [core.shape for core in layer.cores], stored(layer.cores)[0].dtype
+            layer.cores = QuantizedCores.zeros(shapes, check_bits(declaration["bits"]), dtype)
+        return layer
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, FileFormatError):
             raise
         if isinstance(error, InvalidInputError):
             raise FileFormatError(f"The file declares an impossible layer: {error}") from error
         raise FileFormatError(f"The layer declaration is malformed: {error!r}.") from error
+
+
+def _build_operator(declaration: Any) -> OperatorModule | DisentangledLinear:
+    core = _build_mpo(declaration["core"])
+    if declaration["type"] == "MPOLinear":
+        return MPOLinear(core, torch.zeros(core.shape[0], dtype=core.dtype) if declaration["bias"] else None)
+    if declaration["type"] == "MPOConv2d":
+        options: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in declaration["options"].items()
+        }
+        size = options.pop("kernel_size")
+        return MPOConv2d(
+            core, size, torch.zeros(core.shape[0], dtype=core.dtype) if declaration["bias"] else None, **options
+        )
+    if declaration["type"] == "MPOEmbedding":
+        return MPOEmbedding(core, declaration["padding_idx"])
+    if declaration["type"] != "DisentangledLinear":
+        raise FileFormatError(f"Unknown layer type {declaration['type']!r}. Was it written by a newer version?")
+    output = _build_circuit(declaration["output_circuit"], core.dtype, mirrored=False)
+    inward = _build_circuit(declaration["input_circuit"], core.dtype, mirrored=True)
+    out_features = int(declaration["out_features"])
+    bias = torch.zeros(out_features, dtype=core.dtype) if declaration["bias"] else None
+    in_features = int(declaration["in_features"])
+    return DisentangledLinear(output, core, inward, out_features=out_features, in_features=in_features, bias=bias)
 
 
 def count_entries(declaration: Any) -> int:
@@ -185,9 +200,8 @@ def count_entries(declaration: Any) -> int:
         if kind in _TENSOR_LAYER_NAMES:
             core = declaration["core"]
             bonds = [1, *core["bond_dims"], 1]
-            total = sum(
-                prod(dims) for dims in zip(bonds[:-1], core["out_dims"], core["in_dims"], bonds[1:], strict=True)
-            )
+            shapes = list(zip(bonds[:-1], core["out_dims"], core["in_dims"], bonds[1:], strict=True))
+            total = sum(stored_numbers(shape, declaration.get("bits")) for shape in shapes)
             if declaration.get("bias"):
                 total += declaration["out_features"] if kind == "DisentangledLinear" else core["shape"][0]
             return total + sum(

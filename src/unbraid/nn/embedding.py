@@ -59,9 +59,10 @@ class MPOEmbedding(OperatorModule):
                     f"Rows are numbered from 0 to {self.num_embeddings - 1}; got {low if low < 0 else high}."
                 )
         rows = index.reshape(-1)
-        vectors = self.cores[0].new_ones(1, 1, 1)
+        cores = tuple(self.cores)
+        vectors = cores[0].new_ones(1, 1, 1)
         after = prod(shape[1] for shape in self._shapes)
-        for core in self.cores:
+        for core in cores:
             bond, out, leg, right = core.shape
             after //= out
             digit = rows // after % out

@@ -20,6 +20,7 @@ from unbraid.ground.errors import DidNotConvergeError, InvalidInputError, requir
 from unbraid.ground.files import make_directory, problem_hash, read_checkpoint, write_checkpoint
 from unbraid.ground.manifest import hash_tensors
 from unbraid.ground.random import isolated, stream
+from unbraid.nn.integers import QuantizedCores
 from unbraid.nn.modes import keeping_modes
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -455,7 +456,11 @@ def _check(
     if teacher is not None and loss is not None:
         raise InvalidInputError("Give a teacher or a loss of your own, not both.")
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise InvalidInputError("The model has no trainable parameters: there is nothing to heal.")
+        quantized = any(isinstance(module, QuantizedCores) for module in model.modules())
+        advice = (
+            " Integers are not trained: heal the model before quantize, or train their scales." if quantized else ""
+        )
+        raise InvalidInputError(f"The model has no trainable parameters: there is nothing to heal.{advice}")
     for name, parameter in model.named_parameters():
         require_finite(parameter, f"The parameter {name!r}")
 

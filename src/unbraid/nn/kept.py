@@ -21,21 +21,26 @@ class Kept(Generic[Made]):
         self._parameters: tuple[Tensor, ...] = ()
         self._made: dict[Any, Made] = {}
 
-    def get(self, parameters: tuple[Tensor, ...], key: Any, make: Callable[[tuple[Tensor, ...], Any], Made]) -> Made:
-        """``make(parameters, key)``, or what it gave since the parameters last changed."""
-        if any(type(parameter) is not Parameter or parameter.is_inference() for parameter in parameters):
-            return make(parameters, key)  # stand-ins of transforms, and tensors that count no changes
+    def get(self, parameters: tuple[Tensor, ...], key: Any, make: Callable[[Any], Made]) -> Made:
+        """``make(key)``, or what it gave since the parameters, integers among them, last changed."""
+        if any(_is_stand_in(parameter) or parameter.is_inference() for parameter in parameters):
+            return make(key)  # an inference tensor counts no changes
         stamp = tuple((parameter.data_ptr(), parameter._version) for parameter in parameters)
         same = stamp == self._stamp and all(a is b for a, b in zip(parameters, self._parameters, strict=True))
         if not same:
             self._stamp, self._parameters, self._made = stamp, parameters, {}
         if key not in self._made:
             with torch.inference_mode(False), torch.no_grad():
-                self._made[key] = make(parameters, key)
+                self._made[key] = make(key)
         return self._made[key]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Kept, ())
+
+
+def _is_stand_in(tensor: Tensor) -> bool:
+    """Whether a transform put it in a parameter's place; integers are buffers, of no class of their own."""
+    return type(tensor) is not Parameter and (type(tensor) is not Tensor or tensor.is_floating_point())
 
 
 def without_autocast(like: Tensor) -> AbstractContextManager[Any]:

@@ -92,6 +92,15 @@ def matrix_shape(layer: nn.Module) -> tuple[int, int] | None:
     return rows, columns
 
 
+def matrix_of(layer: nn.Module) -> Tensor:
+    """The weight (out, in) of a linear layer, plain or an operator, without gradients."""
+    kind = kind_of(layer)
+    if kind is not None:
+        return kind.matrix(layer).detach()
+    assert isinstance(layer, MPOLinear)
+    return layer.weight.detach()
+
+
 def restored(layer: nn.Module, name: str) -> nn.Module:
     """The plain layer of the same function.
 

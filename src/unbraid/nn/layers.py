@@ -14,6 +14,7 @@ from torch.nn.functional import linear
 from unbraid.circuits import Circuit
 from unbraid.disentangling.result import Disentangled
 from unbraid.ground.errors import InvalidInputError
+from unbraid.nn.integers import QuantizedCores, stored
 from unbraid.nn.operator import OperatorModule, bias_parameter, core_parameters, operator
 from unbraid.tensors import MPO, contraction, rebuilt
 from unbraid.tensors.contraction import Plan, apply_cores, price, price_dense, resized
@@ -89,7 +90,7 @@ class MPOLinear(OperatorModule):
         """
         if training is None:
             training = self._wants_gradients()
-        return self._plan(batch, training, chunked=self.cores[0].element_size() > 2)
+        return self._plan(batch, training, chunked=stored(self.cores)[-1].element_size() > 2)
 
     def _plan(self, batch: int, training: bool, chunked: bool) -> Plan:
         tariff = TRAINING if training else ONCE
@@ -100,16 +101,16 @@ class MPOLinear(OperatorModule):
         """Shape (..., in) to (..., out)."""
         if x.shape[-1] != self.in_features:
             raise InvalidInputError(f"This layer takes {self.in_features} features; got shape {tuple(x.shape)}.")
-        cores = tuple(self.cores)
         training = self._wants_gradients()
         compiling = torch.compiler.is_compiling()
         way = self._in_graphs if compiling else self._plan(x.shape[:-1].numel(), training, contraction.may_be_cut(x))
         if way.is_dense and training and not compiling and self._can_be_rebuilt(x):
+            cores = tuple(self.cores)
             middle = len(cores) // 2
             one, other = contraction.join(cores[:middle]), contraction.join(cores[middle:])
             return rebuilt.linear(x, one[0], other[..., 0], self.bias)
         keeps = self.keeps_blocks and not training and not compiling
-        blocks = self._kept.get(cores, way, self._blocks) if keeps else self._blocks(cores, way)
+        blocks = self._kept.get(stored(self.cores), way, self._blocks) if keeps else self._blocks(way)
         if way.is_dense:
             return linear(x, blocks[0], self.bias)
         y = contraction.passed(resized(x, self._padded_shape[1]), blocks, way, self._shapes)
@@ -177,7 +178,7 @@ class DisentangledLinear(nn.Module):
                 f"out_features and in_features must be at most {widths}; got ({self.out_features}, {self.in_features})."
             )
         self.input_circuit = input_circuit
-        self.cores = core_parameters(core)
+        self.cores: nn.ParameterList | QuantizedCores = core_parameters(core)
         self.output_circuit = output_circuit
         self.bias = bias_parameter(bias, self.out_features, core)
 

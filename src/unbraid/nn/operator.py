@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from unbraid.ground.errors import InvalidInputError
+from unbraid.nn.integers import QuantizedCores, stored
 from unbraid.nn.kept import Kept, without_autocast
 from unbraid.tensors import MPO, contraction
 from unbraid.tensors.contraction import Plan
 
 
 class OperatorModule(nn.Module):
-    """A module with the trainable cores of an operator.
+    """A module with the cores of an operator: trainable ones, or those that :func:`~unbraid.nn.quantize` put there.
 
     While no gradient of the cores is wanted, joined cores are kept from one call to the next. They are made anew once a
     core was changed, other than in place through ``.data``, or the layer was moved or put in training mode. With
@@ -29,6 +30,7 @@ class OperatorModule(nn.Module):
     """
 
     keeps_blocks = True
+    cores: nn.ParameterList | QuantizedCores
 
     def __init__(self, mpo: MPO) -> None:
         super().__init__()
@@ -57,18 +59,18 @@ class OperatorModule(nn.Module):
         return super()._apply(fn, recurse)
 
     def _wants_gradients(self) -> bool:
-        return torch.is_grad_enabled() and any(core.requires_grad for core in self.cores)
+        return torch.is_grad_enabled() and any(each.requires_grad for each in stored(self.cores))
 
     def _dense(self) -> Tensor:
         """The whole matrix, kept while no gradient of the cores is wanted."""
-        cores = tuple(self.cores)
-        way = Plan(((0, len(cores)),), False, 0, 0.0)
+        way = Plan(((0, len(self.cores)),), False, 0, 0.0)
         if self.keeps_blocks and not torch.compiler.is_compiling() and not self._wants_gradients():
-            return self._kept.get(cores, way, self._blocks)[0]
-        return self._blocks(cores, way)[0]
+            return self._kept.get(stored(self.cores), way, self._blocks)[0]
+        return self._blocks(way)[0]
 
-    def _blocks(self, cores: tuple[Tensor, ...], way: Plan) -> list[Tensor]:
+    def _blocks(self, way: Plan) -> list[Tensor]:
         """Joined cores as matrices; the whole one cropped to the logical sizes."""
+        cores = tuple(self.cores)
         with without_autocast(cores[0]):
             blocks = contraction.matrices(cores, way)
         rows, columns = self._matrix_shape
@@ -104,7 +106,7 @@ def bias_parameter(bias: Tensor | None, size: int, mpo: MPO) -> nn.Parameter | N
     return nn.Parameter(bias.detach().to(mpo.device, mpo.dtype).clone())
 
 
-def operator(cores: nn.ParameterList, shape: tuple[int, int]) -> MPO:
+def operator(cores: nn.ParameterList | QuantizedCores, shape: tuple[int, int]) -> MPO:
     """The MPO of parameters, unchecked: the checks of its constructor would read every core at every step."""
     mpo = MPO.__new__(MPO)
     mpo._set(tuple(cores), shape, 0.0, None)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from unbraid.circuits.gates import cnot_cost
 from unbraid.ground import progress
 from unbraid.ground.errors import InvalidInputError
-from unbraid.nn.kinds import check_weight
-from unbraid.nn.layers import MPOLinear
-from unbraid.nn.modes import keeping_modes
+from unbraid.nn.calibration import InputMoments, input_moments, linear_layers
+from unbraid.nn.kinds import check_weight, matrix_of
+from unbraid.nn.sensitivity import SensitivityPoint, sensitivity
 from unbraid.nn.surgery import choose_sites
-from unbraid.nn.targets import Sites, Targets, match_layers
+from unbraid.nn.targets import Sites, Targets
+from unbraid.nn.task import Task
 from unbraid.tensors import MPO
 from unbraid.tensors.entanglement import maximum_entropies
 from unbraid.tensors.sites import qubits_for
+from unbraid.tensors.weighted import weighted_error
 
 ERRORS = (0.01, 0.05, 0.10)
 
@@ -32,7 +34,7 @@ class RankForError:
         rel_error: allowed, in the Frobenius norm.
         bond_dims: of the MPO, one a bond.
         parameters: core entries.
-        output_error: relative error of the layer's outputs on the sample inputs; None without them.
+        output_error: relative error of the layer's outputs on the sample inputs; None without moments of them.
     """
 
     rel_error: float
@@ -56,6 +58,7 @@ class LayerScan:
         cnots: what circuits for it would take: "preparation" of a generic input vector (2^n - n - 1), and one "layer"
             of two-body SO(4) gates on both sides, counted without a device's connections.
         verdict: one sentence.
+        sensitivity: growth of the task's loss by bond; empty without a task.
     """
 
     name: str
@@ -67,6 +70,7 @@ class LayerScan:
     maximum_entropies: tuple[float, ...]
     cnots: dict[str, int]
     verdict: str
+    sensitivity: tuple[SensitivityPoint, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -75,41 +79,61 @@ class LayerScan:
 
 def scan(
     model: nn.Module,
-    sample_inputs: Tensor | None = None,
+    sample_inputs: Any = None,
     *,
     targets: Targets = "all-linear",
     rel_errors: Iterable[float] = ERRORS,
     sites: Sites = "qubits",
+    task: Task | None = None,
+    bonds: Iterable[int] | None = None,
+    moments: Mapping[str, InputMoments] | None = None,
+    seed: int = 0,
 ) -> list[LayerScan]:
     """Decompose each linear layer at several errors; the model is not changed.
 
+    With a task, how much the loss grows is estimated for each layer at each bond, in three passes over the samples
+    (:func:`unbraid.nn.sensitivity`); :func:`unbraid.nn.allocate` spends a global budget by it.
+
     Args:
         model: any module.
-        sample_inputs: a batch for ``model``; the error of each layer's outputs on it is then reported too.
+        sample_inputs: a batch for ``model``, or a list of batches. Without a task the error of each layer's outputs on
+            them is reported.
         targets: which layers, as in :func:`unbraid.nn.surgery.match_layers`.
         rel_errors: relative Frobenius errors to allow.
         sites: as in :func:`unbraid.tensorize`.
+        task: what the outputs are.
+        bonds: of the sensitivities; by default powers of two, as long as the operator is smaller than the weight.
+        moments: of the layers' inputs (:func:`unbraid.nn.input_moments`): operators then keep outputs, not entries.
+        seed: of the outputs that sensitivities are averaged over.
 
     Returns:
         One entry a layer, in the order of the model.
 
     Raises:
-        InvalidInputError: if nothing matches, or a weight is empty, zero or not finite.
+        InvalidInputError: if nothing matches, a weight is empty, zero or not finite, or the samples do not fit.
     """
-    layers = match_layers(model, targets, (nn.Linear, MPOLinear))
-    inputs = {} if sample_inputs is None else _collect_inputs(model, sample_inputs, layers)
+    layers = linear_layers(model, targets)
+    if task is not None and sample_inputs is None:
+        raise InvalidInputError("A task needs sample_inputs to run on: a list of batches.")
+    if sample_inputs is not None and task is None and moments is None:
+        moments = input_moments(model, sample_inputs, targets=targets)
     found = []
     with torch.no_grad():
         for name, layer in progress.track(layers.items(), "scan", len(layers)):
-            assert isinstance(layer, (nn.Linear, MPOLinear))
-            weight = layer.weight.detach()
+            weight = matrix_of(layer)
             check_weight(weight, name)
-            found.append(_scan_layer(name, weight, inputs.get(name), tuple(rel_errors), sites))
-    return found
+            seen = None if moments is None else moments.get(name)
+            found.append(_scan_layer(name, weight, seen, tuple(rel_errors), sites))
+    if task is None:
+        return found
+    profile = sensitivity(
+        model, sample_inputs, task, targets=targets, bonds=bonds, sites=sites, moments=moments, seed=seed
+    )
+    return [replace(each, sensitivity=layer.points) for each, layer in zip(found, profile, strict=True)]
 
 
 def _scan_layer(
-    name: str, weight: Tensor, inputs: Tensor | None, rel_errors: tuple[float, ...], sites: Sites
+    name: str, weight: Tensor, seen: InputMoments | None, rel_errors: tuple[float, ...], sites: Sites
 ) -> LayerScan:
     rows, columns = weight.shape
     out_dims, in_dims = choose_sites(sites, rows, columns)
@@ -117,12 +141,7 @@ def _scan_layer(
     ranks = []
     for rel_error in rel_errors:
         mpo = MPO.from_dense(weight, out_dims, in_dims, rel_error=rel_error)
-        output_error = None
-        if inputs is not None:
-            exact = inputs @ weight.mT
-            output_error = float(
-                torch.dist(mpo.apply(inputs), exact) / torch.linalg.vector_norm(exact).clamp_min(1e-30)
-            )
+        output_error = None if seen is None else weighted_error(weight, mpo.to_dense(), seen.second)
         ranks.append(RankForError(rel_error, mpo.bond_dims, mpo.num_parameters, output_error))
     return LayerScan(
         name=name,
@@ -149,24 +168,3 @@ def _verdict(dense: int, ranks: list[RankForError]) -> str:
         f"an MPO of {first.parameters} entries ({first.parameters / dense:.0%} of dense) is within "
         f"{first.rel_error:.0%} without healing"
     )
-
-
-def _collect_inputs(model: nn.Module, sample_inputs: Tensor, layers: dict[str, nn.Module]) -> dict[str, Tensor]:
-    """The inputs of each layer while ``model`` runs on the samples, flattened to (rows, in)."""
-    collected: dict[str, Tensor] = {}
-    hooks = []
-    for name, layer in layers.items():
-
-        def keep(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-            collected[name] = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
-
-        hooks.append(layer.register_forward_pre_hook(keep))
-    try:
-        with torch.no_grad(), keeping_modes(model):
-            model.eval()(sample_inputs)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise InvalidInputError(f"The model cannot run on sample_inputs: {error}") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return collected

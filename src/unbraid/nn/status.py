@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from unbraid.nn.integers import count_numbers
 from unbraid.nn.kinds import matrix_shape
 from unbraid.nn.layers import DisentangledLinear
 from unbraid.nn.operator import OperatorModule
@@ -24,7 +25,8 @@ class LayerStatus:
         out_dims: output legs; None of a plain layer, as the next two.
         in_dims: input legs.
         bond_dims: of the operator, or of the core.
-        parameters: trainable or not, bias included.
+        parameters: trainable or not, bias included; of cores stored as integers their entries, without the scales.
+        bytes: of its parameters and buffers.
         dense_parameters: of the plain layer.
         trainable: whether any parameter is.
         dtype: of its parameters.
@@ -38,6 +40,7 @@ class LayerStatus:
     in_dims: tuple[int, ...] | None
     bond_dims: tuple[int, ...] | None
     parameters: int
+    bytes: int
     dense_parameters: int
     trainable: bool
     dtype: torch.dtype
@@ -72,7 +75,8 @@ def get_layer_status(model: nn.Module) -> list[LayerStatus]:
                 out_dims=None if mpo is None else mpo.out_dims,
                 in_dims=None if mpo is None else mpo.in_dims,
                 bond_dims=None if mpo is None else mpo.bond_dims,
-                parameters=sum(parameter.numel() for parameter in parameters),
+                parameters=count_numbers(module),
+                bytes=model_bytes(module),
                 dense_parameters=shape[0] * shape[1] + (0 if bias is None else bias.numel()),
                 trainable=any(parameter.requires_grad for parameter in parameters),
                 dtype=parameters[0].dtype,
@@ -82,16 +86,27 @@ def get_layer_status(model: nn.Module) -> list[LayerStatus]:
     return found
 
 
+def model_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers, shared ones once. What layers keep between calls is not among them."""
+    storages = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr() or id(tensor), tensor.device] = storage.nbytes()
+    return sum(storages.values())
+
+
 def describe_status(layers: list[LayerStatus]) -> str:
     """A table as text, with sums."""
-    rows = [("layer", "kind", "shape", "bonds", "parameters", "of dense")]
+    rows = [("layer", "kind", "shape", "bonds", "parameters", "of dense", "bytes")]
     for layer in layers:
         share = layer.parameters / max(layer.dense_parameters, 1)
         bonds = "-" if layer.bond_dims is None else " ".join(map(str, layer.bond_dims)) or "1 site"
         shape = f"{layer.shape[0]} x {layer.shape[1]}"
-        rows.append((layer.name or "(the model)", layer.kind, shape, bonds, f"{layer.parameters:,}", f"{share:.1%}"))
+        sizes = (f"{layer.parameters:,}", f"{share:.1%}", f"{layer.bytes:,}")
+        rows.append((layer.name or "(the model)", layer.kind, shape, bonds, *sizes))
     total, dense = sum(layer.parameters for layer in layers), sum(layer.dense_parameters for layer in layers)
-    rows.append(("total", "", "", "", f"{total:,}", f"{total / max(dense, 1):.1%}"))
+    sizes = (f"{total:,}", f"{total / max(dense, 1):.1%}", f"{sum(layer.bytes for layer in layers):,}")
+    rows.append(("total", "", "", "", *sizes))
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     left = [0, 1]
     lines = []

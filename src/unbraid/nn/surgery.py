@@ -8,20 +8,22 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unbraid.circuits import Ansatz, brickwall
 from unbraid.disentangling import Disentangled, disentangle
 from unbraid.ground import progress
 from unbraid.ground.errors import InvalidInputError
 from unbraid.ground.files import make_directory
+from unbraid.nn.calibration import InputMoments
 from unbraid.nn.convolution import kernel_sites
-from unbraid.nn.kinds import check_weight, kind_of, restored
+from unbraid.nn.kinds import check_weight, is_linear, kind_of, restored
 from unbraid.nn.layers import DisentangledLinear, MPOLinear
 from unbraid.nn.operator import OperatorModule
 from unbraid.nn.targets import LayerOptions, Sites, Targets, match_layers, options_by_layer
 from unbraid.tensors import MPO
-from unbraid.tensors.sites import align, auto_sites, qubit_sites
+from unbraid.tensors.sites import align, auto_sites, low_rank_sites, qubit_sites, split_sites
+from unbraid.tensors.weighted import weighted_error
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -38,6 +40,7 @@ def tensorize(
     layer_options: Mapping[str, Mapping[str, Any]] | None = None,
     method: str = "auto",
     seed: int = 0,
+    moments: Mapping[str, InputMoments] | None = None,
 ) -> Model:
     """Write layers as matrix product operators: linear ones, convolutions and embeddings.
 
@@ -47,11 +50,12 @@ def tensorize(
         max_bond: cap of every bond dimension.
         rel_error: largest relative Frobenius error of a weight.
         budget: core entries as a fraction of the dense weight's, 0 < budget <= 1; layers of 1e5 weights or more with
-            enough rank come within 2 % below it, others as near as their ranks allow.
-        sites: "auto" (few sites of about four, without padding where the primes permit), "qubits" (one qubit a site, as
-            circuits need), "kernel" (as "auto", and one more site for the places of a convolution's kernel), or
-            (out_dims, in_dims). The matrix of a convolution is (out, in x height x width), that of an embedding its
-            table.
+            enough rank come within 2 % below it, others, and those of two sites, as near as their ranks allow.
+        sites: "auto" (few sites of about four, without padding where the primes permit), "low-rank" (two sites, all
+            outputs at one, all inputs at the other), "best" (of these two and one between, that with the least error
+            at the budget, or the fewest entries at the error), "qubits" (one qubit a site, as circuits need), "kernel"
+            (as "auto", and one more site for the places of a convolution's kernel), or (out_dims, in_dims). The matrix
+            of a convolution is (out, in x height x width), that of an embedding its table.
         inplace: change ``model`` itself.
         layer_options: other limits, sites or methods by layer, as ``{"head": {"budget": 0.5}, "layer.[01].*": {...}}``.
             A key is a name, the last parts of one, or a regular expression as in ``targets``. For each layer one key
@@ -59,6 +63,9 @@ def tensorize(
             not give stays as above; a limit replaces the limits above.
         method: of the decomposition, as of :meth:`unbraid.MPO.from_dense`.
         seed: of its random sketches.
+        moments: of the inputs of linear layers, by name, as :func:`unbraid.nn.input_moments` collects them. The errors
+            of those layers' outputs on such inputs are then made small, and bounded by ``rel_error``; a bias takes
+            over the mean of what is lost.
 
     Returns:
         The model with :class:`MPOLinear`, :class:`MPOConv2d` and :class:`MPOEmbedding` layers (the new layer itself, if
@@ -71,39 +78,88 @@ def tensorize(
     default = LayerOptions(max_bond=max_bond, rel_error=rel_error, budget=budget, sites=sites, method=method)
     layers = match_layers(model, targets)
     options = options_by_layer(layers, default, layer_options or {})
-    _refuse_shared_weights(model, layers)
+    refuse_shared_weights(model, layers)
     kinds = {name: kind for name, layer in layers.items() if (kind := kind_of(layer)) is not None}
     for name, layer in layers.items():
         check_weight(kinds[name].matrix(layer), name)
 
     def convert(name: str, layer: nn.Module) -> nn.Module:
         kind, chosen = kinds[name], options[name]
-        matrix = kind.matrix(layer)
-        rows, columns = matrix.shape
-        outs, ins = align(*_sites_of(chosen.sites, layer, rows, columns))
-        limit = None if chosen.budget is None else max(1, int(chosen.budget * matrix.numel()))
+        matrix = kind.matrix(layer).detach()
+        inputs = None if moments is None else moments.get(name)
+        if inputs is not None and not is_linear(layer):
+            raise InvalidInputError(f"Layer {name!r} is no linear layer: moments of inputs are taken of those alone.")
+        try:
+            mpo = _decomposed(matrix, layer, chosen, seed, output_metric(layer, inputs))
+            new = kind.replaced(layer, mpo)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"Layer {name!r}: {error}") from error
+        if inputs is not None and isinstance(new.bias, Tensor):
+            new.bias += lost_mean(matrix, mpo, inputs.mean).to(new.bias.dtype)
+        return new
+
+    return replace_layers(model, layers, convert, inplace, "tensorize")
+
+
+def output_metric(layer: nn.Module, inputs: InputMoments | None) -> Tensor | None:
+    """What weights the error of a layer's matrix: the moment of its inputs, around their mean where a bias takes that.
+
+    Inputs that are all the same have no moment left; then the mean counts.
+    """
+    if inputs is None:
+        return None
+    covariance = inputs.covariance
+    fixed = float(covariance.trace()) <= 1e-9 * float(inputs.second.trace())
+    return inputs.second if fixed or getattr(layer, "bias", None) is None else covariance
+
+
+def lost_mean(matrix: Tensor, mpo: MPO, mean: Tensor) -> Tensor:
+    """What an operator lacks of a layer's outputs on the mean of its inputs, float64."""
+    return (matrix.double() - mpo.to_dense().double()) @ mean.to(matrix.device, torch.float64)
+
+
+def _decomposed(matrix: Tensor, layer: nn.Module, chosen: LayerOptions, seed: int, metric: Tensor | None) -> MPO:
+    """The operator that the options ask for; of several layouts the best."""
+    rows, columns = matrix.shape
+    limit = None
+    if chosen.budget is not None:
+        limit = max(1, int(chosen.budget * matrix.numel() * (1 + 1e-12)))  # 29 / 100 * 100 is less than 29
+
+    def on(outs: Sequence[int], ins: Sequence[int]) -> MPO:
+        outs, ins = align(outs, ins)
         smallest = sum(o * i for o, i in zip(outs, ins, strict=True))
         if limit is not None and limit < smallest:
             raise InvalidInputError(
-                f"Layer {name!r} cannot come down to a budget of {chosen.budget}: with all bonds 1 it has {smallest} "
-                f"entries, {smallest / matrix.numel():.3g} of its weight. Allow more, or choose other sites."
+                f"it cannot come down to a budget of {chosen.budget}: with all bonds 1 it has {smallest} entries, "
+                f"{smallest / matrix.numel():.3g} of its weight. Allow more, or choose other sites."
             )
-        try:
-            mpo = MPO.from_dense(
-                matrix,
-                outs,
-                ins,
-                max_bond=chosen.max_bond,
-                rel_error=chosen.rel_error,
-                max_parameters=limit,
-                method=chosen.method,
-                seed=seed,
-            )
-            return kind.replaced(layer, mpo)
-        except InvalidInputError as error:
-            raise InvalidInputError(f"Layer {name!r}: {error}") from error
+        return MPO.from_dense(
+            matrix,
+            outs,
+            ins,
+            max_bond=chosen.max_bond,
+            rel_error=chosen.rel_error,
+            max_parameters=limit,
+            method=chosen.method,
+            seed=seed,
+            covariance=metric,
+        )
 
-    return _replace(model, layers, convert, inplace, "tensorize")
+    if chosen.sites != "best":
+        return on(*_sites_of(chosen.sites, layer, rows, columns))
+    if chosen.budget is None and chosen.rel_error is None:
+        raise InvalidInputError("sites='best' compares layouts at a budget or a rel_error; give one.")
+    found = []
+    layouts = (auto_sites, split_sites, low_rank_sites)
+    for layout in layouts:
+        try:
+            found.append(on(*layout(rows, columns)))
+        except InvalidInputError:
+            if layout is layouts[-1] and not found:
+                raise
+    if chosen.budget is None:
+        return min(found, key=lambda mpo: mpo.num_parameters)
+    return min(found, key=lambda mpo: weighted_error(matrix, mpo.to_dense(), metric))
 
 
 def disentangle_layers(
@@ -177,7 +233,7 @@ def disentangle_these(
             results[name] = result
         return DisentangledLinear.from_disentangled(result, layer.bias)
 
-    return _replace(model, layers, convert, inplace, "disentangle layers")
+    return replace_layers(model, layers, convert, inplace, "disentangle layers")
 
 
 def merge_back(model: Model, *, inplace: bool = False) -> Model:
@@ -197,23 +253,26 @@ def merge_back(model: Model, *, inplace: bool = False) -> Model:
     def convert(name: str, layer: nn.Module) -> nn.Module:
         return restored(layer, name)
 
-    return _replace(model, layers, convert, inplace, "merge back")
+    return replace_layers(model, layers, convert, inplace, "merge back")
 
 
 def choose_sites(sites: Sites, out_features: int, in_features: int) -> tuple[Sequence[int], Sequence[int]]:
-    """Leg dimensions for a matrix, from "auto", "qubits" or a pair.
+    """Leg dimensions for a matrix, from "auto", "low-rank", "qubits" or a pair.
 
     Raises:
         InvalidInputError: for anything else.
     """
     if sites == "auto":
         return auto_sites(out_features, in_features)
+    if sites == "low-rank":
+        return low_rank_sites(out_features, in_features)
     if sites == "qubits":
         return qubit_sites(out_features, in_features)
-    if not isinstance(sites, str) and len(sites) == 2 and not any(isinstance(side, int) for side in sites):
-        return sites
+    if isinstance(sites, (tuple, list)) and len(sites) == 2 and all(isinstance(side, Sequence) for side in sites):
+        return sites[0], sites[1]
     raise InvalidInputError(
-        f"sites must be 'auto', 'qubits', 'kernel' (of convolutions) or a pair (out_dims, in_dims); got {sites!r}."
+        "sites must be 'auto', 'low-rank', 'best', 'qubits', 'kernel' (of convolutions) or a pair (out_dims, in_dims); "
+        f"got {sites!r}."
     )
 
 
@@ -235,16 +294,23 @@ def replace_modules(model: Model, replacements: dict[nn.Module, nn.Module]) -> M
     return model
 
 
-def _refuse_shared_weights(model: nn.Module, layers: dict[str, nn.Module]) -> None:
+def refuse_shared_weights(model: nn.Module, layers: dict[str, nn.Module]) -> None:
     """A weight that another module uses too would silently be untied."""
+    shared = {}
     for name, layer in layers.items():
         weight = layer.weight
         for other_name, other in model.named_modules():
             if other is not layer and any(parameter is weight for parameter in other.parameters(recurse=False)):
-                raise InvalidInputError(
-                    f"Layer {name!r} shares its weight with {other_name!r}: as an MPO it would no longer. Leave it "
-                    "out of the targets, or untie the two first."
-                )
+                shared[name] = other_name
+    if shared:
+        name, other_name = next(iter(shared.items()))
+        own = {layer.rpartition(".")[2] for layer in shared}
+        rest = [end for end in dict.fromkeys(layer.rpartition(".")[2] for layer in layers) if end not in own]
+        others = f": {rest} ({','.join(rest)} on the command line)" if rest else ""
+        raise InvalidInputError(
+            f"Layer {name!r} shares its weight with {other_name!r}: as an MPO it would no longer. Leave it out of the "
+            f"targets{others}, or untie the two first."
+        )
 
 
 def _brickwall_on(dims: Sequence[int], depth: int, gate: str) -> Ansatz:
@@ -252,7 +318,7 @@ def _brickwall_on(dims: Sequence[int], depth: int, gate: str) -> Ansatz:
     return brickwall(wires, depth, min(2, len(wires)), gate, parity="auto")
 
 
-def _replace(
+def replace_layers(
     model: Model,
     layers: Mapping[str, nn.Module],
     convert: Callable[[str, nn.Module], nn.Module],

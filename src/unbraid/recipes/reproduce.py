@@ -14,10 +14,12 @@ from unbraid.ground.manifest import build_manifest, versions
 from unbraid.ground.parallel import fan_out, one_thread, require_workers
 from unbraid.recipes import (
     digits,
+    entanglement,
     execution,
     fig4,
     geometry,
     gradients,
+    minilm,
     mlp,
     routes,
     table1,
@@ -25,6 +27,7 @@ from unbraid.recipes import (
     table3,
     table5,
     trainings,
+    verdict,
 )
 from unbraid.recipes.recipe import Outcome, Recipe, Request, Section, Task
 
@@ -40,9 +43,12 @@ RECIPES: dict[str, Recipe] = {
     "geometry": geometry.RECIPE,
     "gradients": gradients.RECIPE,
     "mlp": mlp.RECIPE,
+    "minilm": minilm.RECIPE,
     "routes": routes.RECIPE,
     "trainings": trainings.RECIPE,
     "execution": execution.RECIPE,
+    "verdict": verdict.RECIPE,
+    "entanglement": entanglement.RECIPE,
 }
 
 

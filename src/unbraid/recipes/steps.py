@@ -12,6 +12,7 @@ from unbraid.disentangling import Disentangled
 from unbraid.ground.manifest import build_manifest
 from unbraid.nn import heal
 from unbraid.nn.heal import History
+from unbraid.nn.integers import count_numbers
 from unbraid.recipes.datasets import Dataset
 from unbraid.report import Report, evaluate
 
@@ -40,7 +41,7 @@ class Steps:
         Raises:
             InvalidInputError: if the data do not fit it.
         """
-        self.parameters[name] = sum(parameter.numel() for parameter in model.parameters())
+        self.parameters[name] = count_numbers(model)
         if self.dataset is not None:
             (self.accuracy[name],) = evaluate(model, self.dataset.test).accuracy.values()
 

@@ -14,6 +14,7 @@ from unbraid.ground import progress
 from unbraid.ground.errors import InvalidInputError, UnbraidError, require_finite
 from unbraid.ground.manifest import build_manifest, hash_tensors
 from unbraid.nn.heal import accuracy
+from unbraid.nn.integers import count_numbers
 from unbraid.nn.layers import DisentangledLinear
 from unbraid.nn.modes import keeping_modes
 from unbraid.nn.operator import OperatorModule
@@ -73,7 +74,7 @@ def evaluate(
             cost, gates = _estimated(model, quantum, len(x), circuits // expected)
         cost |= {"circuits": circuits, "shots": shots, "padding_shots": padding}
         cost["executor"] = ", ".join(dict.fromkeys(repr(module.executor) for module in quantum.values()))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = count_numbers(model)
     return Report(
         accuracy={step: right},
         parameters={"dense": _dense_parameters(model), kind: parameters},
@@ -241,6 +242,7 @@ def _layers(model: nn.Module, quantum: dict[str, Any]) -> list[dict[str, Any]]:
             "bond_dims": list(status.bond_dims or ()),
             "parameters": status.parameters,
             "dense_parameters": status.dense_parameters,
+            "bytes": status.bytes,
         }
         if isinstance(module, DisentangledLinear):
             circuits = (module.output_circuit, module.input_circuit)

@@ -7,6 +7,7 @@ has no effect on the page.
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,10 @@ _CAPTIONS = {
     "training": "Training curves. Epochs are counted from 1.",
     "overlap": "Overlap of circuits and core with the original layer after each sweep. The ceiling bounds what "
     "orthogonal circuits of any depth could reach with a core of this bond dimension.",
+    "entanglement": "Bond entropy of each layer against bond position; a panel for all layers of the same ending and "
+    "shape. Random: Gaussian matrices of the same shape, padding and rank. Maximum: what legs and rank allow.",
+    "verdict": "Parameters within a budget. Where the plain MPO is right of the band, circuits pay; where it is left "
+    "of it, they would not even if their parameters were free. The bar is the break-even region at the budget.",
     "entropies": "Entanglement entropy at each bond of the layer: before, and after its circuits are undone. The "
     "maximum is the logarithm of the bond dimension before; entropies after may exceed it.",
 }
@@ -69,6 +74,9 @@ _COST = {
     "depth": "depth of the deepest circuit",
     "seconds": "device time (estimate)",
 }
+_OWN_SECTIONS = ("entanglement", "verdict")  # plots and extras that have one
+_MOST_CANDIDATES = 8  # with circuits, in the table of a verdict
+_HEIGHTS = {"middle entropy": "entropies", "random": "random", "maximum": "maximum"}
 _GATE_KINDS = {"logical": "as built", "transpiled": "transpiled"}
 
 
@@ -92,14 +100,16 @@ def render(report: Report, plots: Mapping[str, str] | None = None) -> str:
     body = [
         f"<header><h1>{_text(content['title'])}</h1>{status}</header>",
         _summary(report, content),
-        _section("Plots", _plots(plots, content)),
+        _section("Plots", _plots({name: svg for name, svg in plots.items() if name not in _OWN_SECTIONS}, content)),
         _section("Circuits", _drawings(content.get("drawings", {}))),
         _section("Gates", _gates(content["gates"])),
         _section("Cost", _cost(content["cost"])),
         _section("Layers", _layers(content.get("layers", []))),
+        _section("Entanglement", _entanglement(content.get("extra", {}).get("entanglement", {}), plots)),
+        _section("Verdict", _verdicts(content.get("extra", {}).get("verdict", []), plots)),
         _section("Notes", "".join(f"<p>{_text(note)}</p>" for note in content.get("notes", []))),
         _section("Time", _table(("step", "wall time"), [(s, duration(t)) for s, t in content["seconds"].items()], {1})),
-        _section("More", _pairs(content.get("extra", {}))),
+        _section("More", _pairs({k: v for k, v in content.get("extra", {}).items() if k not in _OWN_SECTIONS})),
         _manifest(content["manifest"]),
     ]
     return (
@@ -250,6 +260,95 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> str:
             row["verdict"] = layer["verdict"]
         rows.append(row)
     return _records(rows)
+
+
+def _entanglement(found: Mapping[str, Any], plots: Mapping[str, str]) -> str:
+    """Profiles of layers, their figure, and entropies of attention."""
+    parts = []
+    layers = [_profile_row(layer) for layer in found.get("layers", [])]
+    if layers:
+        words = (
+            "Entropies are in nats, at the bond in the middle of the legs. The law is the best of three by the "
+            "corrected information criterion: area (a constant), log (with the logarithm of a critical chain), volume "
+            "(with the maximum, which is the logarithm of the smaller side's dimension or less for a known rank; slope "
+            "1 is the most). Valleys are left out of it where no rank is known. "
+            "Undecided: too few bonds, or two laws fit alike. Valley: how far the deepest dip lies below its lower "
+            "shoulder."
+        )
+        parts.append(f'<p class="soft">{_text(words)}</p>{_records(layers)}')
+    if "entanglement" in plots:
+        parts.append(_plots({"entanglement": plots["entanglement"]}, {}))
+    rows = [row for length in found.get("attention", []) for row in _attention_rows(length)]
+    if rows:
+        words = (
+            "Entropies are in nats, means over heads with the smallest and the largest. Rows: Shannon entropy of what "
+            "a token looks at. Matrix: of the squared singular values."
+        )
+        parts.append(f'<h3>Attention</h3><p class="soft">{_text(words)}</p>{_records(rows)}')
+    return "".join(parts)
+
+
+def _verdicts(verdicts: Sequence[Mapping[str, Any]], plots: Mapping[str, str]) -> str:
+    """For each layer the verdict in words, and the smallest ways to write it."""
+    parts = [_plots({"verdict": plots["verdict"]}, {})] if verdicts and "verdict" in plots else []
+    for verdict in verdicts:
+        rows = [each for each in verdict["candidates"] if not each["ruled_out"]]
+        circuits = sorted((each for each in rows if each["kind"] == "circuits"), key=_total)[:_MOST_CANDIDATES]
+        rows = [*(each for each in rows if each["kind"] != "circuits"), *circuits]
+        table = _records([_candidate_row(each) for each in rows])
+        parts.append(f"<h3>{_text(verdict['name'] or 'weight')}</h3><p>{_text(verdict['paragraph'])}</p>{table}")
+    return "".join(parts)
+
+
+def _total(candidate: Mapping[str, Any]) -> int:
+    return int(candidate["classical"]) + int(candidate["circuit"])
+
+
+def _candidate_row(candidate: Mapping[str, Any]) -> dict[str, Any]:
+    legs = zip(candidate["out_dims"], candidate["in_dims"], strict=True)
+    row = {
+        "way": candidate["kind"],
+        "sites": " ".join(f"{o}x{i}" for o, i in legs),
+        "bonds": candidate["bond_dims"],
+        "entries": candidate["classical"],
+        "weight error": percent(candidate["error"]),
+    }
+    if candidate["kind"] == "circuits":
+        row |= {key: candidate[key] for key in ("body", "depth", "circuit", "cnots")} | {"total": _total(candidate)}
+    return row
+
+
+def _profile_row(layer: Mapping[str, Any]) -> dict[str, Any]:
+    row = {"layer": layer["name"], "of": layer["kind"], "shape": layer["shape"]}
+    profile = layer["profile"]
+    if profile is None:
+        return {**row, "law": "unchanged"}
+    middle = profile["middle"] - 1
+    law = profile["law"]
+    fitted = law["laws"][0] if law["law"] != "undecided" else None
+    slope = f", slope {fitted['slope']:.2f}" if fitted and fitted["name"] != "area" else ""
+    return {
+        **row,
+        "order": profile["order"],
+        "bonds": len(profile["entropies"]),
+        **{name: round(profile[key][middle], 2) for name, key in _HEIGHTS.items()},
+        "law": law["law"] + slope,
+        "valley": percent(profile["valley"]["relative"], 0),
+    }
+
+
+def _attention_rows(found: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    for number_of_layer, (rows, matrix) in enumerate(zip(found["rows"], found["matrix"], strict=True), start=1):
+        yield {
+            "layer": f"layer {number_of_layer}",
+            "tokens": found["length"],
+            **{name: _range(values) for name, values in (("rows", rows), ("matrix", matrix))},
+            "maximum": round(math.log(found["length"]), 2),
+        }
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{sum(values) / len(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def _records(records: Sequence[Mapping[str, Any]]) -> str:

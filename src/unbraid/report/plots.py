@@ -68,6 +68,32 @@ def plot_curves(
     return ax
 
 
+def plot_points(
+    series: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str, *, ax: Axes | None = None
+) -> Axes:
+    """Lines through points (x, y), one a name.
+
+    Args:
+        series: points by name, in any order.
+        xlabel: name and unit of the horizontal axis.
+        ylabel: name and unit of the vertical axis.
+        ax: to draw on; a new figure's by default.
+    """
+    ax = ax or _new_axes()
+    for index, (name, points) in enumerate(series.items()):
+        ax.plot(
+            *zip(*sorted(points), strict=True),
+            color=COLOURS[index % len(COLOURS)],
+            linestyle=DASHES[index % len(DASHES)],
+            marker=MARKERS[index % len(MARKERS)],
+            label=_label(name),
+        )
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.legend()
+    return ax
+
+
 def plot_overlap(
     curves: Mapping[str, Sequence[float]] | Sequence[float], ceiling: float | None = None, *, ax: Axes | None = None
 ) -> Axes:
@@ -117,6 +143,61 @@ def plot_entropies(
     ax.set_ylim(bottom=0, top=1.22 * max((max(values) for _, values, _ in shown), default=1.0) or 1.0)
     ax.legend(loc="upper center", ncols=3)
     return ax
+
+
+def plot_profiles(profiles: Mapping[str, Mapping[str, Any]], *, ax: Axes | None = None) -> Axes:
+    """Bond entropies of layers of one kind against bond position, under their maximum and beside a random matrix's.
+
+    Args:
+        profiles: by name, each with "entropies", "maximum" and "random", as of
+            :meth:`unbraid.tensors.EntropyProfile.to_dict`. References are those of the first; later ones are darker.
+        ax: to draw on; a new figure's by default.
+    """
+    ax = ax or _new_axes()
+    first = next(iter(profiles.values()))
+    bonds = range(1, len(first["entropies"]) + 1)
+    ax.plot(bonds, first["maximum"], color=GREY, linestyle=(0, (5, 3)), linewidth=1.0, label="maximum")
+    for place, (name, profile) in enumerate(profiles.items(), start=1):
+        shade = 0.25 + 0.75 * place / len(profiles)
+        ax.plot(bonds, profile["entropies"], color=BLUE, alpha=shade, linewidth=1.1, label=_label(name))
+    ax.plot(bonds, first["random"], color=VERMILION, marker="o", markersize=3, linestyle="none", label="random")
+    _finish(ax, "bond", "bond entropy (nats)", len(bonds))
+    ax.set_ylim(bottom=0)
+    if len(profiles) == 1:
+        ax.legend()
+    return ax
+
+
+def draw_profiles(figure: Figure, layers: Sequence[Mapping[str, Any]]) -> None:
+    """One panel for all layers of the same last part of the name, shape, legs and rank; sets the size of the figure.
+
+    Args:
+        figure: an empty one.
+        layers: as of :meth:`unbraid.nn.LayerProfile.to_dict`; those without a profile are left out.
+    """
+    groups: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
+    for layer in layers:
+        profile = layer["profile"]
+        if profile is not None:
+            ending = layer["name"].rsplit(".", 1)[-1]
+            kind = (ending, tuple(layer["shape"]), profile["order"], profile["rank"], tuple(profile["maximum"]))
+            groups.setdefault(kind, {})[layer["name"]] = profile
+    across = min(3, len(groups))
+    down = -(-len(groups) // across)
+    figure.set_size_inches(max(WIDTH, 2.6 * across), 2.3 * down + 0.3)
+    axes = figure.subplots(down, across, squeeze=False).flatten().tolist()
+    for ax, (kind, group) in zip(axes, groups.items(), strict=False):
+        ending, (rows, columns), *_ = kind
+        plot_profiles(group, ax=ax)
+        if legend := ax.get_legend():
+            legend.remove()
+        ax.set_title(_label(f"{ending}, {rows} × {columns}"), fontsize=9)
+    for ax in axes[len(groups) :]:
+        ax.remove()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    shown = (0, len(labels) - 2, len(labels) - 1)
+    words = ("maximum", "layers, the last one darkest", "random")
+    figure.legend([handles[k] for k in shown], words, loc="outside upper center", ncols=3)
 
 
 def plot_accuracy(
@@ -231,11 +312,11 @@ def save_figure(path: str | os.PathLike[str], draw: Callable[[Figure], None]) ->
     write_bytes(path, stream.getvalue())
 
 
-PLOTS = ("accuracy", "entropies", "overlap", "training")  # what figures() may give
+PLOTS = ("accuracy", "entanglement", "entropies", "overlap", "training", "verdict")  # what figures() may give
 
 
 def figures(report: Report) -> dict[str, str]:
-    """The plots that the data of a report allow, as SVG by file name: accuracy, entropies, overlap, training.
+    """The plots that the data of a report allow, as SVG by file name; ``PLOTS`` lists them.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
@@ -251,6 +332,18 @@ def figures(report: Report) -> dict[str, str]:
         if len(accuracy) > 1:
             ax = _new_axes(height=0.8 + 0.26 * len(accuracy))
             found["accuracy"] = to_svg(_figure(plot_accuracy(accuracy, content.get("samples"), ax=ax)))
+        layers = content.get("extra", {}).get("entanglement", {}).get("layers", [])
+        if any(layer["profile"] for layer in layers):
+            figure = _new_figure()
+            draw_profiles(figure, layers)
+            found["entanglement"] = to_svg(figure)
+        verdicts = content.get("extra", {}).get("verdict", [])
+        if verdicts:
+            from unbraid.report.verdict import draw_verdicts
+
+            figure = _new_figure()
+            draw_verdicts(figure, verdicts)
+            found["verdict"] = to_svg(figure)
         if "before" in entropies or "after" in entropies:
             profile = [entropies.get(name, []) for name in ("before", "after", "maximum")]
             found["entropies"] = to_svg(_figure(plot_entropies(*profile, ax=_new_axes())))

@@ -35,6 +35,17 @@ def auto_sites(out_features: int, in_features: int) -> tuple[Dims, Dims]:
     return outs, ins
 
 
+def low_rank_sites(out_features: int, in_features: int) -> tuple[Dims, Dims]:
+    """Two sites, all outputs at the first and all inputs at the second: the bond is the rank of the matrix."""
+    return (out_features, 1), (1, in_features)
+
+
+def split_sites(out_features: int, in_features: int) -> tuple[Dims, Dims]:
+    """Two sites: most outputs and few inputs at the first, few outputs and most inputs at the second."""
+    few_out, few_in = (math.prod(_primes(_smooth(size))[:2]) for size in (out_features, in_features))
+    return (_smooth(out_features) // few_out, few_out), (few_in, _smooth(in_features) // few_in)
+
+
 def qubits_for(size: int) -> int:
     """Qubits that hold ``size`` amplitudes."""
     return max(size - 1, 0).bit_length()

