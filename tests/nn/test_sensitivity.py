@@ -180,6 +180,15 @@ class Twice(nn.Module):
         return self.inner(self.inner(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_dtype_does_not_matter(digits, dtype):
+    model, x, y = copy.deepcopy(digits[0]).bfloat16().float(), *digits[1:]
+    expected = sensitivity(model, [(x[:64].bfloat16().float(), y[:64])], classification())
+    found = sensitivity(model.to(dtype), [(x[:64].bfloat16().to(dtype), y[:64])], classification())
+    for one, two in zip(found, expected, strict=True):
+        assert [p.growth for p in one.points] == pytest.approx([p.growth for p in two.points], rel=0.05)
+
+
 def test_both_uses_of_a_layer_count():
     torch.manual_seed(0)
     model, x = Twice().double(), torch.randn(4, 6, dtype=WIDE)

@@ -89,8 +89,7 @@ def input_moments(
         model: any module; it is not changed.
         batches: a list of batches, or one tensor.
         targets: which layers, as in :func:`unbraid.nn.match_layers`.
-        task: how the model runs on a batch; by default model(batch), model(batch[0]) or model(**batch), with a tensor
-            as its output.
+        task: how the model runs on a batch; by default model(batch), model(batch[0]) or model(**batch).
 
     Returns:
         By the names of the layers.
@@ -99,15 +98,25 @@ def input_moments(
         InvalidInputError: if nothing matches, the set is empty, the model cannot run on it, a layer sees no inputs or
             some that are not finite.
     """
-    task = task or regression()
     layers = linear_layers(model, targets)
+    found = moments_seen(model, batches, layers, task or regression())
+    unseen = [name for name in layers if name not in found]
+    if unseen:
+        raise InvalidInputError(f"Layer {unseen[0]!r} saw no inputs from the calibration set. Leave it out.")
+    return found
+
+
+def moments_seen(
+    model: nn.Module, batches: Any, layers: Mapping[str, nn.Module], task: Task
+) -> dict[str, InputMoments]:
+    """The moments of those layers that see inputs."""
     sums: dict[str, Tensor] = {}
     squares: dict[str, Tensor] = {}
     counts: dict[str, int] = dict.fromkeys(layers, 0)
     mask: Tensor | None = None
 
     def see(name: str, x: Tensor) -> None:
-        rows = seen_rows(x, mask, name).double()  # the mean's square is subtracted from the second moment
+        rows = seen_rows(x, mask, name)
         squares[name] = squares.get(name, 0) + rows.mT @ rows
         sums[name] = sums.get(name, 0) + rows.sum(0)
         counts[name] += len(rows)
@@ -116,22 +125,18 @@ def input_moments(
         model.eval()
         for batch in progress.track(as_batches(batches), "calibrate"):
             mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-            task.run(model, batch)
-    unseen = [name for name in layers if not counts[name]]
-    if unseen:
-        raise InvalidInputError(f"Layer {unseen[0]!r} saw no inputs from the calibration set. Leave it out.")
-    return {name: InputMoments(sums[name] / n, squares[name] / n, n) for name, n in counts.items()}
+            task.call(model, batch)
+    return {name: InputMoments(sums[name] / n, squares[name] / n, n) for name, n in counts.items() if n}
 
 
 def seen_rows(x: Tensor, mask: Tensor | None, name: str) -> Tensor:
-    """The inputs (rows, in) of a layer that count, in single precision at least.
+    """The inputs (rows, in) of a layer that count, float64: a mean's square will be taken off their second moment.
 
     Raises:
         InvalidInputError: if one is not finite.
     """
-    x = x.detach()
-    rows = x[mask.bool()] if mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape else x.flatten(0, -2)
-    rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
+    masked = mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape
+    rows = (x[mask.bool()] if masked else x.reshape(-1, x.shape[-1])).double()
     if not bool(torch.isfinite(rows).all()):
         raise InvalidInputError(
             f"The inputs of layer {name!r} hold NaN or infinite numbers on the calibration set. Look for an overflow "

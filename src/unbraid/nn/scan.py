@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from unbraid.circuits.gates import cnot_cost
 from unbraid.ground import progress
 from unbraid.ground.errors import InvalidInputError
-from unbraid.nn.calibration import InputMoments, input_moments, linear_layers
+from unbraid.nn.calibration import InputMoments, linear_layers, moments_seen
 from unbraid.nn.kinds import check_weight, matrix_of
 from unbraid.nn.sensitivity import SensitivityPoint, sensitivity
 from unbraid.nn.surgery import choose_sites
 from unbraid.nn.targets import Sites, Targets
-from unbraid.nn.task import Task
+from unbraid.nn.task import Task, regression
 from unbraid.tensors import MPO
 from unbraid.tensors.entanglement import maximum_entropies
 from unbraid.tensors.sites import qubits_for
@@ -100,10 +100,11 @@ def scan(
             them is reported.
         targets: which layers, as in :func:`unbraid.nn.surgery.match_layers`.
         rel_errors: relative Frobenius errors to allow.
-        sites: as in :func:`unbraid.tensorize`.
+        sites: "auto", "low-rank", "qubits" or a pair, as in :func:`unbraid.tensorize`.
         task: what the outputs are.
         bonds: of the sensitivities; by default powers of two, as long as the operator is smaller than the weight.
-        moments: of the layers' inputs (:func:`unbraid.nn.input_moments`): operators then keep outputs, not entries.
+        moments: of the layers' inputs (:func:`unbraid.nn.input_moments`): errors of outputs are reported from them, and
+            sensitivities are those of operators that keep outputs, not entries.
         seed: of the outputs that sensitivities are averaged over.
 
     Returns:
@@ -116,7 +117,7 @@ def scan(
     if task is not None and sample_inputs is None:
         raise InvalidInputError("A task needs sample_inputs to run on: a list of batches.")
     if sample_inputs is not None and task is None and moments is None:
-        moments = input_moments(model, sample_inputs, targets=targets)
+        moments = moments_seen(model, sample_inputs, layers, regression())
     found = []
     with torch.no_grad():
         for name, layer in progress.track(layers.items(), "scan", len(layers)):

@@ -114,7 +114,7 @@ def _recorded(model: nn.Module, name: str, batch: Any, task: Task) -> tuple[tupl
     hooks = [part.register_forward_pre_hook(keep_inputs, with_kwargs=True), part.register_forward_hook(keep_output)]
     try:
         with keeping_modes(model), suppress(_EnoughError):
-            task.run(model.eval(), batch)
+            task.call(model.eval(), batch)
     finally:
         for hook in hooks:
             hook.remove()

@@ -45,6 +45,19 @@ class Task:
         if self.kind == "vectors" and self.labels is not None:
             raise InvalidInputError("Only classes have labels; vectors are compared with those of the original.")
 
+    def call(self, model: nn.Module, batch: Any) -> Any:
+        """What ``outputs`` gives, whatever it is.
+
+        Raises:
+            InvalidInputError: if the model cannot run on the batch.
+        """
+        try:
+            return self.outputs(model, batch)
+        except InvalidInputError:
+            raise
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+            raise InvalidInputError(f"The model cannot run on a batch of {_described(batch)}: {error}") from error
+
     def run(self, model: nn.Module, batch: Any) -> Tensor:
         """The outputs of a batch, checked.
 
@@ -52,12 +65,7 @@ class Task:
             InvalidInputError: if the model cannot run on it, or its outputs are no finite floating-point tensor with
                 samples first.
         """
-        try:
-            found = self.outputs(model, batch)
-        except InvalidInputError:
-            raise
-        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
-            raise InvalidInputError(f"The model cannot run on a batch of {_described(batch)}: {error}") from error
+        found = self.call(model, batch)
         if not isinstance(found, Tensor) or found.dim() < 2 or not found.is_floating_point():
             came = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise InvalidInputError(

@@ -160,3 +160,16 @@ def relative_time(model: nn.Module, original: nn.Module, run: Callable[[nn.Modul
 def count(model: nn.Module) -> int:
     """Numbers of all parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def agreement(profile: Sequence[LayerSensitivity], measured: Mapping[str, Sequence[float]]) -> float:
+    """Spearman correlation of estimated growths with measured ones, over all layers and bonds."""
+    from scipy.stats import spearmanr
+
+    estimates = [point.growth for layer in profile for point in layer.points]
+    return float(spearmanr(estimates, [growth for layer in profile for growth in measured[layer.name]]).statistic)
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic."""
+    return statistics.fmean(values)

@@ -20,7 +20,6 @@ from unbraid.disentangling import Disentangled
 from unbraid.ground.errors import InvalidInputError
 from unbraid.ground.random import stream
 from unbraid.nn import (
-    LayerSensitivity,
     depth_trends,
     describe_depth,
     disentangle_layers,
@@ -35,9 +34,11 @@ from unbraid.nn.kinds import matrix_of
 from unbraid.quantum import TorchExecutor, estimate_cost, to_quantum
 from unbraid.recipes.compressing import (
     WAYS,
+    agreement,
     compressed,
     count,
     healed,
+    mean,
     profile_from,
     relative_time,
 )
@@ -323,30 +324,31 @@ def _assemble(request: Request, results: Mapping[str, Any]) -> Outcome:
     rows: list[Row] = []
     for budget in settings.budgets:
         for way, chosen in WAYS.items():
-            found = [results.get(_named(way, budget, seed)) for seed in range(request.seeds)]
-            if any(each is None for each in found):
+            names = [_named(way, budget, seed) for seed in range(request.seeds)]
+            if not all(name in results for name in names):
                 continue
+            found = [results[name] for name in names]
             rows.append(_row(way, chosen.kind, chosen.meaning, budget, found, range(request.seeds)))
     profile = profile_from(results[SCAN])
-    agreement = _agreement(profile, results[BRUTE])
+    agreed = agreement(profile, results[BRUTE])
     trends = depth_trends(profile)
     told = describe_depth(trends)
     return Outcome(
         title="all-MiniLM-L6-v2, compressed",
         note=(
-            f"The linear layers of the blocks have {original['compressed']:,} of {original['parameters']:,} parameters. "
+            f"The blocks' linear layers have {original['compressed']:,} of {original['parameters']:,} parameters. "
             f"Healed on sentences of WikiText-2's validation part, {settings.epochs} passes, towards the "
             f"original's vectors; measured once on {settings.test} sentences of its test part. Cosine: of a sentence's "
             "vector with the original's, mean. Spearman: of all pairwise similarities. Time: of a batch, over the "
             "original's. Sensitivities estimated in three passes agree with brute force (every layer at "
-            f"{len(settings.bonds)} bonds alone) at a Spearman correlation of {agreement:.3f}. {told}"
+            f"{len(settings.bonds)} bonds alone) at a Spearman correlation of {agreed:.3f}. {told}"
         ),
         rows=rows,
         sections=(_table(rows, original), _integers(rows), _circuits(results[CIRCUITS], settings)),
         extra={
             "files": hashes(find_model(NAME, request.data_dir, PACKAGE), request.data_dir, TEXTS.values()),
             "original": original,
-            "sensitivity": {"spearman": agreement, "profile": results[SCAN]},
+            "sensitivity": {"spearman": agreed, "profile": results[SCAN]},
             "depth": [{"kind": t.kind, "growth": t.growth, "correlation": t.correlation} for t in trends],
             "circuits": results[CIRCUITS],
         },
@@ -371,22 +373,10 @@ def _row(way: str, kind: str, meaning: str, budget: float, found: Sequence[Any],
     )
 
 
-def _agreement(profile: Sequence[LayerSensitivity], brute: Mapping[str, Sequence[float]]) -> float:
-    from scipy.stats import spearmanr
-
-    estimates = [point.growth for layer in profile for point in layer.points]
-    measured = [growth for layer in profile for growth in brute[layer.name]]
-    return float(spearmanr(estimates, measured).statistic)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def _table(rows: Sequence[Row], original: Mapping[str, Any]) -> Section:
     cells = [("original", f"{original['parameters']:,}", f"{original['bytes'] / 1e6:.1f}", "1", "1", "1", "1", "1")]
     for row in rows:
-        before = [_mean([each[k] for each in row["before"]]) for k in (0, 1)]
+        before = [mean([each[k] for each in row["before"]]) for k in (0, 1)]
         cells.append(
             (
                 row["name"],
@@ -395,8 +385,8 @@ def _table(rows: Sequence[Row], original: Mapping[str, Any]) -> Section:
                 f"{before[0]:.3f}",
                 f"{before[1]:.3f}",
                 f"{row['mean']:.4f}",
-                f"{_mean(row['spearman']):.4f}",
-                f"{_mean(row['time']):.2f}",
+                f"{mean(row['spearman']):.4f}",
+                f"{mean(row['time']):.2f}",
             )
         )
     columns = ("way, parameters kept", "parameters", "MB", "cosine", "Spearman", "healed: cosine", "Spearman", "time")
@@ -408,7 +398,7 @@ def _integers(rows: Sequence[Row]) -> Section:
     for row in rows:
         for bits in ("8", "4"):
             found = [each[bits] for each in row["integers"]]
-            cosine, spearman = (_mean([each[k] for each in found]) for k in (0, 1))
+            cosine, spearman = (mean([each[k] for each in found]) for k in (0, 1))
             cells.append((row["name"], bits, f"{found[0][2] / 1e6:.1f}", f"{cosine:.4f}", f"{spearman:.4f}"))
     return Section(
         ("way, parameters kept", "bits", "MB", "cosine", "Spearman"),
