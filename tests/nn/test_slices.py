@@ -149,7 +149,12 @@ def test_padded_positions_do_not_count():
     wild = torch.where(mask[..., None].bool(), x, torch.full_like(x, 1e3))
     losses = [
         heal_slices(
-            copy.deepcopy(student), teacher, [{"x": each, "attention_mask": mask}], ["inner"], epochs=3, lr=0.01
+            copy.deepcopy(student),
+            teacher,
+            [{"x": each, "attention_mask": mask}, {"x": wild, "attention_mask": torch.zeros_like(mask)}],
+            ["inner"],
+            epochs=3,
+            lr=0.01,
         )["inner"].train_loss
         for each in (x, wild)
     ]

@@ -329,6 +329,14 @@ def test_moments_keep_outputs_where_plain_operators_keep_entries(sites, bias):
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_a_bias_takes_over_does_not_weigh_on_the_matrix(bias):
+    model, x, _ = calibrated(bias=bias)
+    layer = model[0]
+    one, two = (tensorize(layer, max_bond=3, moments=input_moments(layer, x + shift)).weight for shift in (0, 10))
+    assert torch.allclose(one, two, atol=1e-4) == bias
+
+
 def test_layers_without_moments_are_decomposed_as_ever():
     model, _, moments = calibrated()
     aware = tensorize(model, budget=0.4, moments={"0": moments["0"]})

@@ -118,9 +118,16 @@ def test_caps_are_kept_and_win_over_the_error(shape, layout, bond, more, rel_err
     mpo = MPO.from_dense(weight, outs, ins, covariance=covariance, **limits)
     assert bond is None or max(mpo.bond_dims, default=1) <= bond
     assert most is None or mpo.num_parameters <= most
-    if rel_error == 0.4 and close(mpo, weight, covariance) > 0.4:  # the caps bind: as good as without the error
-        caps = MPO.from_dense(weight, outs, ins, covariance=covariance, **(limits | {"rel_error": None}))
-        assert torch.equal(mpo.to_dense(), caps.to_dense())
+
+
+def test_caps_that_bind_are_used_up():
+    weight, covariance = matrix(24, 30, 0), moment(30, 0)
+    for limits in ({"max_bond": 4}, {"max_parameters": 300}):
+        caps = MPO.from_dense(weight, *auto_sites(24, 30), covariance=covariance, **limits)
+        for part in (0.99, 0.5):  # of the error that the caps allow
+            error = part * close(caps, weight, covariance)
+            both = MPO.from_dense(weight, *auto_sites(24, 30), covariance=covariance, rel_error=error, **limits)
+            assert torch.equal(caps.to_dense(), both.to_dense())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

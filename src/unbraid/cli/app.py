@@ -211,8 +211,9 @@ def scan(
     if not quiet:
         for line in found.report.notes:
             console.print(escape(line), highlight=False)
-    for table in found.tables[:-1]:
-        if not quiet:
+        if found.prefix:
+            console.print(f"In the tables {escape(found.prefix)} is left out of names.", highlight=False)
+        for table in found.tables[:-1]:
             print_table(table)
     _finish(found.tables[-1], out, quiet)
 

@@ -135,8 +135,9 @@ def seen_rows(x: Tensor, mask: Tensor | None, name: str) -> Tensor:
     Raises:
         InvalidInputError: if one is not finite.
     """
-    masked = mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape
-    rows = (x[mask.bool()] if masked else x.reshape(-1, x.shape[-1])).double()
+    if mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape:
+        x = x[mask.bool()]
+    rows = x.reshape(-1, x.shape[-1]).double()
     if not bool(torch.isfinite(rows).all()):
         raise InvalidInputError(
             f"The inputs of layer {name!r} hold NaN or infinite numbers on the calibration set. Look for an overflow "

@@ -2,11 +2,11 @@
 
 A truncation changes the weight of a layer by ``D``. With ``x`` the inputs of the layer and ``g`` the slopes of the
 outputs' log-probability in what the layer puts out, the loss of a sample grows to second order by half the square of
-``sum_t g_t . D x_t``, on average over outputs that the model itself would draw (the Fisher, or Gauss-Newton, form), and
-by the slope of its own loss to first order. Both need one forward pass, one backward pass a slope, and for each bond
-the product ``D x``, not the network. Half of what a layer does is no small change, so two more passes measure: in each,
-every layer in turn is replaced at one bond on its own share of the samples. Between the bonds measured the ratio of the
-measured growth to the estimate is interpolated.
+``sum_t g_t . D x_t``, on average over outputs that the model itself would draw (the Fisher, or Gauss-Newton, form).
+That needs one forward pass, one backward pass, and for each bond the product ``D x``, not the network. The slope of the
+loss itself is left out: of a trained network it is small. Half of what a layer does is no small change, so two more
+passes measure: in each, every layer in turn is replaced at one bond on its own share of the samples. Between the bonds
+measured the ratio of the measured growth to the estimate is interpolated.
 
 Source: second-order estimates of pruning: LeCun, Denker, Solla, "Optimal Brain Damage", NeurIPS 1989; the Fisher form:
 Theis et al., arXiv:1801.05787.
@@ -97,7 +97,7 @@ def sensitivity(
 ) -> list[LayerSensitivity]:
     """Estimate how much the task's loss grows when each linear layer alone is written with each bond.
 
-    Three passes over the calibration set: one forward and backward (two backward where there are labels), two forward.
+    Three passes over the calibration set: one forward and backward, two forward.
 
     Args:
         model: any module; it is not changed.
@@ -131,9 +131,8 @@ def sensitivity(
                 raise InvalidInputError(f"Layer {name!r}: {error}") from error
     slopes = _Slopes(model, layers, candidates, task, seed)
     samples = slopes.collect(found)
-    second, first = slopes.estimates()
     measured = _measure(model, layers, candidates, task, found, samples)
-    return [_layer(name, candidates[name], second[name], first[name], measured[name]) for name in layers]
+    return [_layer(name, candidates[name], slopes.squares[name] / slopes.samples, measured[name]) for name in layers]
 
 
 @dataclass(frozen=True)
@@ -201,9 +200,8 @@ class _Slopes:
         self.model, self.layers, self.candidates = model, layers, candidates
         self.task, self.seed = task, seed
         self.squares = {name: torch.zeros(len(each.caps), dtype=torch.float64) for name, each in candidates.items()}
-        self.sums = {name: torch.zeros(len(each.caps), dtype=torch.float64) for name, each in candidates.items()}
         self.seen: set[str] = set()
-        self.changes: dict[str, Tensor] = {}  # (bonds, samples) of the batch and slope at hand
+        self.changes: dict[str, Tensor] = {}  # (bonds, samples) of the batch at hand
         self.samples = 0
         self.size = 0
 
@@ -232,29 +230,21 @@ class _Slopes:
         task, exact = self.task, outputs.detach()
         positions = outputs[..., 0].numel() // len(outputs)
         generator = stream(self.seed, "sensitivity", number)
-        labels = None
         if task.kind == "classes":
             probabilities = exact.softmax(-1).flatten(0, -2).cpu()
             drawn = torch.multinomial(probabilities, 1, generator=generator).reshape(exact.shape[:-1]).to(exact.device)
-            labels = None if task.labels is None else _checked(task.labels(batch), exact)
             scalar = -task.losses(outputs, drawn).sum() * positions
-            wanted = drawn if labels is None else labels
+            wanted = drawn if task.labels is None else _checked(task.labels(batch), exact)
         else:
             probe = torch.randn(exact.shape, generator=generator, dtype=torch.float32).to(exact.device, exact.dtype)
             scalar, wanted = (outputs * probe).sum(), exact
-        for name, change in self._changes(scalar, keep=labels is not None).items():
-            self.squares[name] += change.square().sum(1) / (2 * positions)
-        if labels is not None:
-            for name, change in self._changes(task.losses(outputs, labels).sum(), keep=False).items():
-                self.sums[name] += change.sum(1)
-        return _Sample(task.losses(exact, wanted), wanted)
-
-    def _changes(self, scalar: Tensor, keep: bool) -> dict[str, Tensor]:
-        self.changes = {}
         if not scalar.requires_grad:
             raise InvalidInputError("The model's outputs do not depend on the layers: nothing can be told of them.")
-        scalar.backward(retain_graph=keep)
-        return {name: change.double().cpu() for name, change in self.changes.items()}
+        self.changes = {}
+        scalar.backward()
+        for name, change in self.changes.items():
+            self.squares[name] += change.double().square().sum(1).cpu() / (2 * positions)
+        return _Sample(task.losses(exact, wanted), wanted)
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
@@ -300,10 +290,6 @@ class _Slopes:
         exact = ((x @ each.weight.mT) * slope).reshape(self.size, -1).sum(1)
         change = torch.stack([(mpo.apply(x) * slope).reshape(self.size, -1).sum(1) - exact for mpo in each.operators])
         self.changes[name] = self.changes[name] + change if name in self.changes else change  # used more than once
-
-    def estimates(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Mean second- and first-order growths of the loss, by layer."""
-        return tuple({name: each / self.samples for name, each in part.items()} for part in (self.squares, self.sums))  # type: ignore[return-value]
 
 
 def _checked(labels: Tensor, outputs: Tensor) -> Tensor:
@@ -388,23 +374,18 @@ def _rows(batch: Any, index: Tensor, samples: int) -> Any:
     return batch
 
 
-def _layer(
-    name: str, candidates: _Candidates, second: Tensor, first: Tensor, measured: Mapping[int, float]
-) -> LayerSensitivity:
+def _layer(name: str, candidates: _Candidates, second: Tensor, measured: Mapping[int, float]) -> LayerSensitivity:
     errors = candidates.errors
-    estimates = [max(float(a), 0.0) for a in second]
+    estimates = second.tolist()
     known = [(0.0, 0.0)]  # (error, logarithm of measured over estimated): a small change needs no correction
     for which, growth in measured.items():
         ratio = growth / max(estimates[which], 1e-300)
         known.append((errors[which], math.log(min(max(ratio, 1 / _MOST), _MOST))))
     known.sort()
     points = []
-    for cap, mpo, error, estimate, slope in zip(
-        candidates.caps, candidates.operators, errors, estimates, first.tolist(), strict=True
-    ):
+    for cap, mpo, error, estimate in zip(candidates.caps, candidates.operators, errors, estimates, strict=True):
         corrected = estimate * math.exp(_interpolated(known, error))
-        trusted = slope if abs(slope) < estimate else 0.0  # beyond, the straight line has left its range
-        points.append(SensitivityPoint(cap, mpo.bond_dims, mpo.num_parameters, error, corrected + trusted, estimate))
+        points.append(SensitivityPoint(cap, mpo.bond_dims, mpo.num_parameters, error, corrected, estimate))
     rows, columns = candidates.weight.shape
     return LayerSensitivity(name, (rows, columns), rows * columns, tuple(points))
 

@@ -27,6 +27,8 @@ from unbraid.tensors.weighted import weighted_error
 
 Model = TypeVar("Model", bound=nn.Module)
 
+SHRINKAGE = 0.1  # of moments towards the unit matrix, times features a vector seen: what kept held-out outputs best
+
 
 def tensorize(
     model: Model,
@@ -110,7 +112,11 @@ def output_metric(layer: nn.Module, inputs: InputMoments | None) -> Tensor | Non
         return None
     covariance = inputs.covariance
     fixed = float(covariance.trace()) <= 1e-9 * float(inputs.second.trace())
-    return inputs.second if fixed or getattr(layer, "bias", None) is None else covariance
+    chosen = inputs.second if fixed or getattr(layer, "bias", None) is None else covariance
+    shrinkage = min(1.0, SHRINKAGE * len(chosen) / inputs.count)
+    return chosen + shrinkage * chosen.diagonal().mean() * torch.eye(
+        len(chosen), dtype=chosen.dtype, device=chosen.device
+    )
 
 
 def lost_mean(matrix: Tensor, mpo: MPO, mean: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ ALLOCATION_NAME = "allocation.json"
 _FORMAT = "unbraid-allocation"
 _ATTENTION_TOKENS = 64
 _ATTENTION_ROWS = 4
+_COLUMNS = 6  # of bonds in a table for people: what 80 columns hold beside names; the report has all
 
 Table = list[tuple[str, ...]]
 
@@ -85,15 +86,15 @@ class Scanned:
 
     Attributes:
         report: with all of it.
+        prefix: that the names of all layers begin with; tables leave it out.
         tables: for people.
-        targets: names of layers.
         sites: of the operators.
         allocation: of a budget, if there was one.
     """
 
     report: Report
+    prefix: str
     tables: list[Table]
-    targets: tuple[str, ...]
     sites: str
     allocation: Allocation | None
 
@@ -157,7 +158,8 @@ def scan_model(
         seed=seed,
     )
     profile = [LayerSensitivity(each.name, each.shape, each.parameters, each.sensitivity) for each in found]
-    notes = [f"{layer.name or 'the model'}: {layer.verdict}." for layer in found]
+    prefix = _common_prefix([layer.name for layer in found])
+    notes = _verdicts(found)
     tables = [_layers(found)]
     extra: dict[str, Any] = {}
     allocation = None
@@ -182,34 +184,53 @@ def scan_model(
         extra=extra,
         manifest=build_manifest(seeds={"seed": seed}, data=None if samples is None else samples.told),
     )
-    return Scanned(report, tables, tuple(layer.name for layer in found), sites, allocation)
+    short = [[(row[0].removeprefix(prefix), *row[1:]) for row in table] for table in tables]
+    return Scanned(report, prefix, short, sites, allocation)
+
+
+def _common_prefix(names: Sequence[str]) -> str:
+    """What all names begin with, up to a dot; nothing of a single name."""
+    common = os.path.commonprefix(names)
+    return common[: common.rfind(".") + 1] if len(names) > 1 else ""
+
+
+def _verdicts(found: Sequence[LayerScan]) -> list[str]:
+    """One sentence for all layers that it is true of."""
+    said: dict[str, list[str]] = {}
+    for layer in found:
+        said.setdefault(layer.verdict, []).append(layer.name or "the model")
+    return [
+        f"{f'{len(names)} layers' if len(names) > 1 else names[0]}: {sentence}." for sentence, names in said.items()
+    ]
 
 
 def _layers(found: Sequence[LayerScan]) -> Table:
-    head = ("layer", "shape", "qubits", "parameters", *(f"bond at {rank.rel_error:.0%}" for rank in found[0].ranks))
+    errors = "/".join(f"{100 * rank.rel_error:g}" for rank in found[0].ranks)
     rows = [
         (
             layer.name or "(the model)",
-            f"{layer.shape[0]} x {layer.shape[1]}",
-            f"{layer.qubits[0]} x {layer.qubits[1]}",
-            f"{layer.parameters:,}",
-            *(str(max(rank.bond_dims, default=1)) for rank in layer.ranks),
-            f"{sum(layer.entropies):.2f} / {sum(layer.maximum_entropies):.2f}",
-            f"{layer.cnots['preparation']} + {layer.cnots['layer']} a layer",
+            "x".join(map(str, layer.shape)),
+            "x".join(map(str, layer.qubits)),
+            "/".join(str(max(rank.bond_dims, default=1)) for rank in layer.ranks),
+            f"{sum(layer.entropies):.2f}/{sum(layer.maximum_entropies):.2f}",
+            f"{layer.cnots['preparation']}+{layer.cnots['layer']}",
         )
         for layer in found
     ]
-    return [(*head, "entropy / maximum", "CNOTs as circuits"), *rows]
+    head = ("layer", "shape", "qubits", f"bond at {errors} %", "entropy / maximum", "CNOTs: input + a layer")
+    return [head, *rows]
 
 
 def _sensitivities(profile: Sequence[LayerSensitivity]) -> Table:
     caps = sorted({point.max_bond for layer in profile for point in layer.points})
+    most = min(_COLUMNS, len(caps))
+    shown = [caps[k * (len(caps) - 1) // max(most - 1, 1)] for k in range(most)]
     rows = []
     for layer in profile:
         growths = {point.max_bond: point.growth for point in layer.points}
-        cells = (f"{growths[cap]:.4f}" if cap in growths else "-" for cap in caps)
+        cells = (f"{growths[cap]:.2g}" if cap in growths else "-" for cap in shown)
         rows.append((layer.name or "(the model)", *cells))
-    return [("loss grows by, at bond", *map(str, caps)), *rows]
+    return [("loss grows by, at bond", *map(str, shown)), *rows]
 
 
 def _allocated(profile: Sequence[LayerSensitivity], allocation: Allocation) -> Table:
