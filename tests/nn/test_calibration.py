@@ -175,3 +175,45 @@ def test_batches_are_counted_by_their_first_tensor():
     assert batch_size(torch.ones(3, 2)) == batch_size(("name", torch.ones(3, 2))) == 3
     assert batch_size({"attention_mask": torch.ones(3, 2)}) == 3
     assert len(as_batches(torch.ones(4, 2).split(3))) == 2
+
+
+def test_slopes_are_those_of_the_quadratic_form_of_the_loss():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+    x = torch.randn(4_000, 5, dtype=torch.float64)
+    found = input_moments(model, list(x.split(500)), task=Task("vectors", lambda net, batch: net(batch)), slopes=True)
+    weight, hidden = model[2].weight.detach(), torch.tanh(model[0](x)).detach()
+    back = (1 - hidden**2)[:, None, :] * weight  # (rows, outputs, hidden): slopes of each output
+    expected = torch.einsum("noh,nok->hk", back, back) / len(x)
+    assert torch.allclose(found["2"].slopes, torch.eye(3, dtype=torch.float64), atol=0.1)
+    assert torch.allclose(found["0"].slopes, expected, atol=0.1 * float(expected.abs().max()))
+    assert torch.allclose(found["0"].second, input_moments(model, x)["0"].second, atol=1e-12)
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+
+def test_slopes_need_a_way_back():
+    class Cut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.two(self.one(x).detach())
+
+    with pytest.raises(InvalidInputError, match="No slopes reach layer 'one'"):
+        input_moments(Cut(), torch.randn(8, 4), slopes=True)
+
+
+def test_operators_made_with_slopes_keep_the_loss_better():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 2)).eval()
+    with torch.no_grad():
+        model[2].weight[:, 8:] *= 0.01  # most of what the first layer puts out hardly counts
+    x = torch.randn(512, 16)
+    task = Task("vectors", lambda net, batch: net(batch))
+    plain, slopes = (input_moments(model, x, targets=["0"], task=task, slopes=each) for each in (False, True))
+    errors = [
+        float(task.distance(tensorize(model, ["0"], budget=0.4, sites="low-rank", moments=each)(x), model(x)).detach())
+        for each in (plain, slopes)
+    ]
+    assert errors[1] < 0.5 * errors[0]

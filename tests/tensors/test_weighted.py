@@ -226,3 +226,33 @@ def test_two_sites_hold_every_size(rows, columns):
         assert len(outs) == len(ins) == 2
         check_dims(outs, rows, "out_dims")
         check_dims(ins, columns, "in_dims")
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_slopes_give_the_closed_form_on_low_rank_sites(rank):
+    weight, covariance, slopes = matrix(9, 14, 0), moment(14, 0), moment(9, 5)
+    mpo = MPO.from_dense(weight, *low_rank_sites(9, 14), max_bond=rank, covariance=covariance, slopes=slopes)
+    values, vectors = torch.linalg.eigh(damped(slopes, 0.1))
+    root = (vectors * values.sqrt()) @ vectors.mT
+    expected = torch.linalg.inv(root) @ closed_form(root @ weight, covariance, rank)
+    assert torch.allclose(mpo.to_dense(), expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_slopes_lower_the_error_that_they_weight(layout):
+    weight, covariance, slopes = matrix(24, 36, 0), moment(36, 0), moment(24, 5)
+    outs, ins = layout(24, 36)
+    without = MPO.from_dense(weight, outs, ins, max_bond=3, covariance=covariance)
+    mpo = MPO.from_dense(weight, outs, ins, max_bond=3, covariance=covariance, slopes=slopes)
+    metrics = damped(covariance), damped(slopes, 0.1)
+    assert weighted_error(weight, mpo.to_dense(), *metrics) < weighted_error(weight, without.to_dense(), *metrics)
+    (same,) = ladder(weight, outs, ins, [3], covariance=covariance, slopes=torch.eye(24, dtype=WIDE))
+    assert close(same, weight, covariance) == pytest.approx(close(without, weight, covariance), rel=0.1)
+
+
+def test_slopes_that_fit_nothing_are_refused():
+    weight, covariance = matrix(6, 8, 0), moment(8, 0)
+    with pytest.raises(InvalidInputError, match="give their covariance"):
+        MPO.from_dense(weight, max_bond=2, slopes=moment(6, 1))
+    with pytest.raises(InvalidInputError, match=r"slopes must be .* \(6, 6\)"):
+        MPO.from_dense(weight, max_bond=2, covariance=covariance, slopes=moment(8, 1))

@@ -24,6 +24,7 @@ from unbraid.cli.arguments import (
     load_model,
     load_rows,
     load_samples,
+    load_steps,
     split_targets,
     weight_bytes,
 )
@@ -75,6 +76,15 @@ class Sites(StrEnum):
     low_rank = "low-rank"
 
 
+class CompressSites(StrEnum):
+    """As :class:`Sites`, and the best of several."""
+
+    auto = "auto"
+    qubits = "qubits"
+    low_rank = "low-rank"
+    best = "best"
+
+
 class GateGroup(StrEnum):
     """Groups of real gates."""
 
@@ -114,15 +124,15 @@ class EncodingName(StrEnum):
     mps = "mps"
 
 
-def _check_epochs(value: int) -> int:
+def _check_epochs(value: int | None) -> int | None:
     """Refuse what healing would refuse only after the long work before it."""
-    if value < 1:
+    if value is not None and value < 1:
         raise InvalidInputError(f"--epochs must be at least 1; got {value}.")
     return value
 
 
-def _check_lr(value: float) -> float:
-    if not (math.isfinite(value) and value > 0):
+def _check_lr(value: float | None) -> float | None:
+    if value is not None and not (math.isfinite(value) and value > 0):
         raise InvalidInputError(f"--lr must be a positive number; got {value}.")
     return value
 
@@ -222,51 +232,91 @@ def scan(
 def compress(
     model: Model,
     weights: Weights = None,
-    targets: TargetsOption = "all-linear",
+    targets: Annotated[
+        str | None,
+        typer.Option(
+            help="'all-linear' (the default), a regular expression, or name endings with commas between.",
+        ),
+    ] = None,
     max_bond: Annotated[int | None, typer.Option(help="Cap of every bond dimension.")] = None,
     rel_error: Annotated[float | None, typer.Option(help="Allowed relative error of a weight.")] = None,
     budget: Annotated[float | None, typer.Option(help="Core entries as a fraction of the weights.")] = None,
-    sites: SitesOption = Sites.auto,
+    allocation: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Layers and budgets that scan --budget wrote, instead of these.")
+    ] = None,
+    sites: Annotated[
+        CompressSites | None,
+        typer.Option(
+            help="auto: for speed (the default, or as in --allocation); qubits: one qubit a site, as circuits need; "
+            "low-rank: two; best: the layout of least error."
+        ),
+    ] = None,
+    aware: Annotated[
+        bool, typer.Option("--aware", help="Fit operators to the layers' outputs on samples of --data or --text.")
+    ] = False,
     bits: Annotated[int | None, typer.Option(help="Store the cores as integers of 8 or 4 bits.")] = None,
     data: HealData = None,
     data_dir: DataDir = None,
     size: Size = None,
     download: Download = False,
-    epochs: Epochs = 20,
-    lr: LearningRate = 1e-2,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            help="Heal a language model (a folder with a tokenizer) on nine tenths of this text, towards the original."
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Rows of tokens, or sentences, of --text, at most.")] = 2000,
+    length: Length = 64,
+    slices: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX", help="With --text: heal these modules one by one first, half of the epochs."),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(callback=_check_epochs, help="Of healing; by default 20, with --text 4.")
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(callback=_check_lr, help="Peak learning rate of healing; by default 0.01, with --text 0.001."),
+    ] = None,
     out: Out = Path("unbraid-out"),
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Write layers as MPOs; heal the network if --data is given. The model goes to OUT/model."""
+    """Write layers as MPOs; heal the network if --data or --text is given. The model goes to OUT/model."""
     from unbraid.ground.files import make_directory
-    from unbraid.nn import quantize, save_pretrained, tensorize
+    from unbraid.nn import save_pretrained
     from unbraid.nn.integers import check_bits
-    from unbraid.recipes.steps import Steps
+    from unbraid.recipes.steps import compress_model
 
     if bits is not None:
         check_bits(bits)
-    if max_bond is None and rel_error is None and budget is None:
-        raise typer.BadParameter("say how far: --max-bond, --rel-error or --budget")
+    limits = {"max_bond": max_bond, "rel_error": rel_error, "budget": budget}
+    limited = any(limit is not None for limit in limits.values())
+    if allocation is not None and (limited or targets is not None):
+        raise typer.BadParameter("--allocation takes the place of --targets, --max-bond, --rel-error and --budget")
+    if allocation is None and not limited:
+        raise typer.BadParameter("say how far: --max-bond, --rel-error, --budget or --allocation")
+    if aware and data is None and text is None:
+        raise typer.BadParameter("--aware fits outputs on samples: give --data or --text")
+    if slices is not None and text is None:
+        raise typer.BadParameter("--slices goes with --text")
     place = make_directory(out)
     with shown(quiet):
         before = load_model(model, weights)
-        dataset = None if data is None else load_data(data, data_dir, seed, size, download)
-        after = tensorize(
+        steps = load_steps(model, before, data, data_dir, size, download, text, samples, length, slices, seed)
+        after = compress_model(
             before,
-            split_targets(targets),
-            max_bond=max_bond,
-            rel_error=rel_error,
-            budget=budget,
-            sites=sites.value,
+            steps,
+            targets=split_targets(targets or "all-linear"),
+            limits=limits,
+            sites=None if sites is None else sites.value,
+            allocation=allocation,
+            aware=aware,
+            bits=bits,
+            epochs=epochs or (20 if text is None else 4),
+            lr=lr or (1e-2 if text is None else 1e-3),
+            checkpoint_dir=place / "checkpoint",
         )
-        steps = Steps(dataset, seed)
-        steps.add("before", before)
-        steps.add("mpo", after)
-        steps.heal("healed", after, epochs, lr, place / "checkpoint")
-        if bits is not None:
-            after = quantize(after, bits=bits)
-            steps.add("quantized", after)
         size_before = weight_bytes(model, weights)  # OUT/model may be MODEL itself
         save_pretrained(after, place / "model")
         copy_tokenizer(model, place / "model")
@@ -276,7 +326,8 @@ def compress(
         report.save(place)
         shutil.rmtree(place / "checkpoint", ignore_errors=True)  # done: nothing is left to resume
     said = ", ".join(f"{size:,} {name}" for name, size in report.extra["safetensors_bytes"].items())
-    _finish(report.table(), out, quiet, facts=[*report.facts(), ("bytes of the safetensors", said)])
+    facts = [*report.facts(), *steps.facts(), ("bytes of the safetensors", said)]
+    _finish(report.table(), out, quiet, facts=facts)
 
 
 @app.command()
@@ -594,7 +645,7 @@ def reproduce(
         str,
         typer.Argument(
             help="digits, table1, table2, table3, table4, table5, table6, fig4, geometry, gradients, mlp, routes, "
-            "trainings, execution, entanglement or verdict."
+            "trainings, execution, entanglement, verdict, minilm or stories."
         ),
     ],
     data_dir: DataDir = None,

@@ -16,7 +16,9 @@ from unbraid.nn import load_pretrained
 from unbraid.nn.transformers_models import is_transformers_folder, load_transformers
 from unbraid.recipes.datasets import DATASETS, Dataset, load_dataset, load_tensors_dataset, split_tensors_dataset
 from unbraid.recipes.language import with_tokenizer
+from unbraid.recipes.language_steps import LanguageSteps, match_modules, split_text
 from unbraid.recipes.scanning import Samples, check_count, samples_of_dataset, samples_of_text
+from unbraid.recipes.steps import Steps
 
 
 def load_model(name: str, weights: Path | None) -> nn.Module:
@@ -137,14 +139,45 @@ def load_samples(
     Raises:
         InvalidInputError: if both are given, or the model has no tokenizer for a text.
     """
-    check_count(samples, length)
-    if data is not None and text is not None:
-        raise InvalidInputError("Give --data or --text, not both.")
+    _check_samples(data, text, samples, length)
     if data is not None:
         return samples_of_dataset(load_data(data, data_dir, seed, size, download), samples)
     if text is None:
         return None
     return samples_of_text(with_tokenizer(model, _folder(model_name)), text, samples, length)
+
+
+def load_steps(
+    model_name: str,
+    model: nn.Module,
+    data: str | None,
+    data_dir: Path | None,
+    size: int | None,
+    download: bool,
+    text: Path | None,
+    samples: int,
+    length: int,
+    slices: str | None,
+    seed: int,
+) -> Steps:
+    """What judges and heals the networks of a job: a data set, a text, or neither.
+
+    Raises:
+        InvalidInputError: if both are given, data or text do not do, or the model has no tokenizer for a text.
+    """
+    _check_samples(data, text, samples, length)
+    if text is None:
+        return Steps(None if data is None else load_data(data, data_dir, seed, size, download), seed)
+    language = with_tokenizer(model, _folder(model_name))
+    found = split_text(language, text, samples, length)
+    names = [] if slices is None else match_modules(model, slices)
+    return LanguageSteps(None, seed, language=language, text=found, slices=names)
+
+
+def _check_samples(data: str | None, text: Path | None, samples: int, length: int) -> None:
+    check_count(samples, length)
+    if data is not None and text is not None:
+        raise InvalidInputError("Give --data or --text, not both.")
 
 
 def _is_file(name: str) -> bool:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from unbraid.ground import progress
 from unbraid.ground.errors import InvalidInputError
+from unbraid.ground.random import stream
 from unbraid.nn.kinds import is_linear
 from unbraid.nn.layers import MPOLinear
-from unbraid.nn.modes import keeping_modes
+from unbraid.nn.modes import frozen, keeping_modes
 from unbraid.nn.targets import Targets, match_layers
 from unbraid.nn.task import Task, regression
 
@@ -27,11 +28,13 @@ class InputMoments:
         mean: shape (in,), float64.
         second: E[x x^T], shape (in, in), float64.
         count: vectors seen.
+        slopes: E[g g^T] of the slopes of the loss in the outputs, shape (out, out), float64; None if not collected.
     """
 
     mean: Tensor
     second: Tensor
     count: int
+    slopes: Tensor | None = None
 
     @property
     def covariance(self) -> Tensor:
@@ -79,9 +82,20 @@ def batch_size(batch: Any) -> int:
 
 
 def input_moments(
-    model: nn.Module, batches: Any, *, targets: Targets = "all-linear", task: Task | None = None
+    model: nn.Module,
+    batches: Any,
+    *,
+    targets: Targets = "all-linear",
+    task: Task | None = None,
+    slopes: bool = False,
+    seed: int = 0,
 ) -> dict[str, InputMoments]:
     """Collect the moments of the inputs of linear layers, in one pass.
+
+    With ``slopes`` the pass goes back too, and the second moments of the slopes in the layers' outputs are collected,
+    of outputs that the model itself would draw. Operators made with them keep what the task sees of a layer's outputs:
+    input and slope moments together are the Kronecker-factored Fisher information of Martens and Grosse,
+    arXiv:1503.05671.
 
     Positions that ``attention_mask`` of a batch leaves out are not counted where a layer sees (samples, length, in).
 
@@ -90,16 +104,18 @@ def input_moments(
         batches: a list of batches, or one tensor.
         targets: which layers, as in :func:`unbraid.nn.match_layers`.
         task: how the model runs on a batch; by default model(batch), model(batch[0]) or model(**batch).
+        slopes: whether to go back.
+        seed: of the outputs drawn.
 
     Returns:
         By the names of the layers.
 
     Raises:
         InvalidInputError: if nothing matches, the set is empty, the model cannot run on it, a layer sees no inputs or
-            some that are not finite.
+            some that are not finite, or no slopes.
     """
     layers = linear_layers(model, targets)
-    found = moments_seen(model, batches, layers, task or regression())
+    found = moments_seen(model, batches, layers, task or regression(), seed if slopes else None)
     unseen = [name for name in layers if name not in found]
     if unseen:
         raise InvalidInputError(f"Layer {unseen[0]!r} saw no inputs from the calibration set. Leave it out.")
@@ -107,9 +123,9 @@ def input_moments(
 
 
 def moments_seen(
-    model: nn.Module, batches: Any, layers: Mapping[str, nn.Module], task: Task
+    model: nn.Module, batches: Any, layers: Mapping[str, nn.Module], task: Task, seed: int | None = None
 ) -> dict[str, InputMoments]:
-    """The moments of those layers that see inputs."""
+    """The moments of those layers that see inputs; those of slopes if there is a seed to draw outputs."""
     sums: dict[str, Tensor] = {}
     squares: dict[str, Tensor] = {}
     counts: dict[str, int] = dict.fromkeys(layers, 0)
@@ -121,12 +137,31 @@ def moments_seen(
         sums[name] = sums.get(name, 0) + rows.sum(0)
         counts[name] += len(rows)
 
-    with torch.no_grad(), keeping_modes(model), watching_inputs(layers, see):
+    steep: dict[str, Tensor] = {}
+
+    def see_slope(name: str, slope: Tensor) -> None:
+        rows = seen_rows(slope, mask, name)
+        steep[name] = steep.get(name, 0) + rows.mT @ rows
+
+    back = seed is not None
+    with torch.set_grad_enabled(back), keeping_modes(model), frozen(model), watching_inputs(layers, see):
         model.eval()
-        for batch in progress.track(as_batches(batches), "calibrate"):
+        for number, batch in enumerate(progress.track(as_batches(batches), "calibrate")):
             mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-            task.call(model, batch)
-    return {name: InputMoments(sums[name] / n, squares[name] / n, n) for name, n in counts.items() if n}
+            if seed is None:
+                task.call(model, batch)
+                continue
+            with watching_slopes(layers, see_slope):
+                scalar, _ = task.probe(task.run(model, batch), stream(seed, "moments", number))
+                scalar.backward()
+    if back and any(name not in steep for name, n in counts.items() if n):
+        name = next(name for name, n in counts.items() if n and name not in steep)
+        raise InvalidInputError(f"No slopes reach layer {name!r} from the outputs. Leave it out.")
+    return {
+        name: InputMoments(sums[name] / n, squares[name] / n, n, steep[name] / n if back else None)
+        for name, n in counts.items()
+        if n
+    }
 
 
 def seen_rows(x: Tensor, mask: Tensor | None, name: str) -> Tensor:
@@ -153,9 +188,29 @@ def watching_inputs(layers: Mapping[str, nn.Module], see: Callable[[str, Tensor]
     for name, layer in layers.items():
 
         def show(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-            see(name, inputs[0])
+            see(name, inputs[0].detach())
 
         hooks.append(layer.register_forward_pre_hook(show))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def watching_slopes(layers: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Show the slopes in the outputs of layers to ``see(name, slopes)`` on the way back of what runs in this block."""
+    hooks = []
+    for name, layer in layers.items():
+
+        def watch(_: nn.Module, __: Any, output: Tensor, name: str = name) -> Tensor:
+            output = output + output.new_zeros((), requires_grad=torch.is_grad_enabled())  # where a frozen graph begins
+            if output.requires_grad:
+                output.register_hook(lambda slope: see(name, slope))
+            return output
+
+        hooks.append(layer.register_forward_hook(watch))
     try:
         yield
     finally:

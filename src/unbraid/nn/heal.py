@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -286,11 +286,17 @@ def _check_fit(model: nn.Module, x: Tensor, y: Tensor, name: str) -> None:
 
 def _content(data: Any) -> str:
     """A hash of batches that lie in memory (a list, a TensorDataset's loader); empty for those that are made anew."""
-    if isinstance(data, (list, tuple)):
-        tensors = [part for batch in data for part in (batch if isinstance(batch, (list, tuple)) else [batch])]
-    else:
-        tensors = list(getattr(getattr(data, "dataset", None), "tensors", ()))
-    return hash_tensors(*tensors) if tensors and all(isinstance(tensor, Tensor) for tensor in tensors) else ""
+    kept = data if isinstance(data, (list, tuple)) else getattr(getattr(data, "dataset", None), "tensors", ())
+    tensors = _tensors_of(kept)
+    return hash_tensors(*tensors) if tensors else ""
+
+
+def _tensors_of(content: Any) -> list[Tensor]:
+    """All tensors within lists, tuples and mappings."""
+    if isinstance(content, Tensor):
+        return [content]
+    parts = content.values() if isinstance(content, Mapping) else content if isinstance(content, (list, tuple)) else ()
+    return [tensor for part in parts for tensor in _tensors_of(part)]
 
 
 def _train_epoch(

@@ -1,4 +1,4 @@
-"""Training and evaluation modes that come back as they were, module by module."""
+"""Modes and frozen parameters that come back as they were, module by module."""
 
 from __future__ import annotations
 
@@ -20,3 +20,16 @@ def keeping_modes(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter wants a gradient within the block."""
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in wanted:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, grad in wanted:
+            parameter.requires_grad_(grad)

@@ -30,7 +30,7 @@ from unbraid.ground.random import stream
 from unbraid.nn.calibration import InputMoments, as_batches, batch_size, linear_layers
 from unbraid.nn.kinds import check_weight, matrix_of
 from unbraid.nn.layers import MPOLinear
-from unbraid.nn.modes import keeping_modes
+from unbraid.nn.modes import frozen, keeping_modes
 from unbraid.nn.surgery import choose_sites, lost_mean, output_metric
 from unbraid.nn.targets import Sites, Targets
 from unbraid.nn.task import Task
@@ -171,7 +171,8 @@ def _candidates(
     outs, ins = (check_dims(*each) for each in zip(legs, weight.shape, ("out_dims", "in_dims"), strict=True))
     caps = powers_below(outs, ins, weight.numel()) if bonds is None else list(bonds)
     metric = output_metric(layer, moments)
-    operators = ladder(weight, outs, ins, caps, covariance=metric)
+    slopes = None if moments is None else moments.slopes
+    operators = ladder(weight, outs, ins, caps, covariance=metric, slopes=slopes)
     errors = [weighted_error(weight, mpo.to_dense(), metric) for mpo in operators]
     bias = layer.bias if isinstance(layer.bias, Tensor) else None
     mean = None if moments is None or bias is None else moments.mean
@@ -208,7 +209,7 @@ class _Slopes:
     def collect(self, batches: Sequence[Any]) -> list[_Sample]:
         """One pass."""
         found = []
-        with keeping_modes(self.model), _frozen(self.model), torch.enable_grad():
+        with keeping_modes(self.model), frozen(self.model), torch.enable_grad():
             self.model.eval()
             for number, batch in enumerate(progress.track(batches, "slopes", len(batches))):
                 self.size = batch_size(batch)
@@ -230,16 +231,9 @@ class _Slopes:
         task, exact = self.task, outputs.detach()
         positions = outputs[..., 0].numel() // len(outputs)
         generator = stream(self.seed, "sensitivity", number)
-        if task.kind == "classes":
-            probabilities = exact.softmax(-1).flatten(0, -2).cpu()
-            drawn = torch.multinomial(probabilities, 1, generator=generator).reshape(exact.shape[:-1]).to(exact.device)
-            scalar = -task.losses(outputs, drawn).sum() * positions
-            wanted = drawn if task.labels is None else _checked(task.labels(batch), exact)
-        else:
-            probe = torch.randn(exact.shape, generator=generator, dtype=torch.float32).to(exact.device, exact.dtype)
-            scalar, wanted = (outputs * probe).sum(), exact
-        if not scalar.requires_grad:
-            raise InvalidInputError("The model's outputs do not depend on the layers: nothing can be told of them.")
+        scalar, wanted = task.probe(outputs, generator)
+        if task.labels is not None:
+            wanted = _checked(task.labels(batch), exact)
         self.changes = {}
         scalar.backward()
         for name, change in self.changes.items():
@@ -348,18 +342,6 @@ def _standing_in(layer: nn.Module, other: nn.Module) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        for parameter, _ in wanted:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter, grad in wanted:
-            parameter.requires_grad_(grad)
 
 
 def _rows(batch: Any, index: Tensor, samples: int) -> Any:

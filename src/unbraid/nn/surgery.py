@@ -92,7 +92,8 @@ def tensorize(
         if inputs is not None and not is_linear(layer):
             raise InvalidInputError(f"Layer {name!r} is no linear layer: moments of inputs are taken of those alone.")
         try:
-            mpo = _decomposed(matrix, layer, chosen, seed, output_metric(layer, inputs))
+            slopes = None if inputs is None else inputs.slopes
+            mpo = _decomposed(matrix, layer, chosen, seed, output_metric(layer, inputs), slopes)
             new = kind.replaced(layer, mpo)
         except InvalidInputError as error:
             raise InvalidInputError(f"Layer {name!r}: {error}") from error
@@ -124,7 +125,9 @@ def lost_mean(matrix: Tensor, mpo: MPO, mean: Tensor) -> Tensor:
     return (matrix.double() - mpo.to_dense().double()) @ mean.to(matrix.device, torch.float64)
 
 
-def _decomposed(matrix: Tensor, layer: nn.Module, chosen: LayerOptions, seed: int, metric: Tensor | None) -> MPO:
+def _decomposed(
+    matrix: Tensor, layer: nn.Module, chosen: LayerOptions, seed: int, metric: Tensor | None, slopes: Tensor | None
+) -> MPO:
     """The operator that the options ask for; of several layouts the best."""
     rows, columns = matrix.shape
     limit = None
@@ -149,6 +152,7 @@ def _decomposed(matrix: Tensor, layer: nn.Module, chosen: LayerOptions, seed: in
             method=chosen.method,
             seed=seed,
             covariance=metric,
+            slopes=slopes,
         )
 
     if chosen.sites != "best":
@@ -165,7 +169,7 @@ def _decomposed(matrix: Tensor, layer: nn.Module, chosen: LayerOptions, seed: in
                 raise
     if chosen.budget is None:
         return min(found, key=lambda mpo: mpo.num_parameters)
-    return min(found, key=lambda mpo: weighted_error(matrix, mpo.to_dense(), metric))
+    return min(found, key=lambda mpo: weighted_error(matrix, mpo.to_dense(), metric, slopes))
 
 
 def disentangle_layers(

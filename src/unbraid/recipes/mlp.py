@@ -18,10 +18,10 @@ from torch import nn
 
 from unbraid.circuits import Circuit
 from unbraid.disentangling import Disentangled
-from unbraid.ground.random import isolated
 from unbraid.nn import MPOLinear, accuracy, convert_layers, disentangle_layers, heal, merge_back, tensorize
 from unbraid.quantum import TorchExecutor, count_gates, estimate_cost, to_quantum
 from unbraid.recipes.datasets import Dataset
+from unbraid.recipes.models import relu_network
 from unbraid.recipes.recipe import (
     GATE_COUNTS,
     Outcome,
@@ -78,13 +78,7 @@ class Settings:
 
 def dense_network(seed: int) -> nn.Sequential:
     """784 -> 256 -> 256 -> 10."""
-    with isolated(seed, "mlp"):
-        model = nn.Sequential()
-        for number, (one, other) in enumerate(((784, 256), (256, 256), (256, 10)), 1):
-            model.add_module(f"fc{number}", nn.Linear(one, other))
-            if number < 3:
-                model.add_module(f"relu{number}", nn.ReLU())
-    return model
+    return relu_network((784, 256, 256, 10), seed, "mlp")
 
 
 def run_seed(request: Request, seed: int) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from unbraid.recipes import (
     table2,
     table3,
     table5,
+    tenfold,
     trainings,
     verdict,
 )
@@ -44,6 +45,7 @@ RECIPES: dict[str, Recipe] = {
     "geometry": geometry.RECIPE,
     "gradients": gradients.RECIPE,
     "mlp": mlp.RECIPE,
+    "tenfold": tenfold.RECIPE,
     "minilm": minilm.RECIPE,
     "stories": stories.RECIPE,
     "routes": routes.RECIPE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def samples_of_text(language: LanguageModel, path: Path, count: int, length: int
         InvalidInputError: if the file cannot be read, or is too short.
     """
     text = read_text(path)
-    batches = language.batches(text, count, length)
+    batches = language.batches(language.samples(text, count, length), length)
     beginning = text[: 40 * _ATTENTION_TOKENS]
     ids = torch.tensor(language.tokenizer(beginning, add_special_tokens=False, verbose=False)["input_ids"])
     rows = min(_ATTENTION_ROWS, len(ids) // _ATTENTION_TOKENS)
@@ -190,8 +191,9 @@ def scan_model(
 
 def _common_prefix(names: Sequence[str]) -> str:
     """What all names begin with, up to a dot; nothing of a single name."""
-    common = os.path.commonprefix(names)
-    return common[: common.rfind(".") + 1] if len(names) > 1 else ""
+    parts = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    shared = takewhile(lambda each: len(set(each)) == 1, parts)
+    return "".join(f"{each[0]}." for each in shared) if len(names) > 1 else ""
 
 
 def _verdicts(found: Sequence[LayerScan]) -> list[str]:
@@ -212,12 +214,12 @@ def _layers(found: Sequence[LayerScan]) -> Table:
             "x".join(map(str, layer.shape)),
             "x".join(map(str, layer.qubits)),
             "/".join(str(max(rank.bond_dims, default=1)) for rank in layer.ranks),
-            f"{sum(layer.entropies):.2f}/{sum(layer.maximum_entropies):.2f}",
+            f"{sum(layer.entropies):.1f}/{sum(layer.maximum_entropies):.1f}",
             f"{layer.cnots['preparation']}+{layer.cnots['layer']}",
         )
         for layer in found
     ]
-    head = ("layer", "shape", "qubits", f"bond at {errors} %", "entropy / maximum", "CNOTs: input + a layer")
+    head = ("layer", "shape", "qubits", f"bond at\n{errors} %", "entropy\n/ maximum", "CNOTs,\ninput\n+ layer")
     return [head, *rows]
 
 

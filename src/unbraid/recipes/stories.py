@@ -21,6 +21,7 @@ from unbraid.circuits import brickwall
 from unbraid.disentangling import Disentangled
 from unbraid.ground.errors import InvalidInputError
 from unbraid.nn import (
+    InputMoments,
     causal_language_model,
     depth_trends,
     describe_depth,
@@ -51,7 +52,7 @@ NAME = "stories260k"
 TARGETS = r"model\.layers\..*"
 LAYER = "model.layers.2.self_attn.q_proj"
 TEXTS = {part: f"text/stories260k/{part}.txt" for part in ("train", "valid", "test")}
-ORIGINAL, SCAN, BRUTE, CIRCUITS = "original", "scan", "brute force", "circuits"
+ORIGINAL, SCAN, BRUTE, CIRCUITS, PROFILE = "original", "scan", "brute force", "circuits", "profile"
 OURS, BASELINE = "operators, data-aware, allocated", "low rank"
 
 
@@ -66,12 +67,14 @@ class Settings:
         train: rows to heal on, at most.
         calibration: rows for the moments.
         scanned: rows for the sensitivities.
-        bonds: of the sensitivities.
+        bonds: of the sensitivities that are compared with brute force.
+        profiled: of those that the budget is spent by.
         documents: of a held-out text, at most.
         batch_size: rows.
         epochs: passes of the healing.
         sliced_epochs: those of them that go slice by slice, where any do.
         lr: peak learning rate.
+        sliced_lr: that of the passes slice by slice.
         bodies: qubits of the gates of the disentangled layer.
         depths: layers of gates a side.
         sweeps: of the disentangling, at most.
@@ -84,11 +87,13 @@ class Settings:
     calibration: int = 128
     scanned: int = 64
     bonds: tuple[int, ...] = (2, 4, 8, 16)
+    profiled: tuple[int, ...] = (2, 4, 8, 12, 16, 24, 32, 40)
     documents: int = 1000
     batch_size: int = 16
     epochs: int = 8
     sliced_epochs: int = 2
-    lr: float = 2e-3
+    lr: float = 1e-3
+    sliced_lr: float = 2e-3
     bodies: tuple[int, ...] = (2, 3, 4, 5)
     depths: tuple[int, ...] = (1, 2, 4)
     sweeps: int = 200
@@ -101,6 +106,7 @@ QUICK = Settings(
     calibration=4,
     scanned=8,
     bonds=(2, 4),
+    profiled=(2, 4),
     documents=2,
     batch_size=4,
     epochs=2,
@@ -180,6 +186,27 @@ def run_scan(request: Request) -> list[dict[str, Any]]:
     return [layer.to_dict() for layer in profile]
 
 
+def run_profile(request: Request) -> list[dict[str, Any]]:
+    """The sensitivity of every layer to operators that keep its outputs as the loss sees them."""
+    settings: Settings = request.settings
+    given = _material(request)
+    profile = sensitivity(
+        given.language.model,
+        given.scanned,
+        causal_language_model(),
+        targets=TARGETS,
+        bonds=settings.profiled,
+        sites="low-rank",
+        moments=_moments(given),
+    )
+    return [layer.to_dict() for layer in profile]
+
+
+def _moments(given: _Material) -> dict[str, InputMoments]:
+    task = causal_language_model()
+    return input_moments(given.language.model, given.calibration, targets=TARGETS, task=task, slopes=True)
+
+
 @torch.no_grad()
 def run_brute_force(request: Request) -> dict[str, list[float]]:
     """The growth of the loss with each layer at each bond alone, on the rows of the scan."""
@@ -202,13 +229,13 @@ def run_brute_force(request: Request) -> dict[str, list[float]]:
     return found
 
 
-def run_way(request: Request, scanned: list[dict[str, Any]], way: str, budget: float, seed: int) -> dict[str, Any]:
+def run_way(request: Request, profiled: list[dict[str, Any]], way: str, budget: float, seed: int) -> dict[str, Any]:
     """Compress in one way, heal; perplexities before and after, and as integers."""
     settings: Settings = request.settings
     given = _material(request)
     original, task, chosen = given.language.model, causal_language_model(), WAYS[way]
-    moments = input_moments(original, given.calibration, targets=TARGETS, task=task) if chosen.aware else {}
-    model = compressed(original, chosen, budget, TARGETS, moments, profile_from(scanned))
+    moments = _moments(given) if chosen.aware else {}
+    model = compressed(original, chosen, budget, TARGETS, moments, profile_from(profiled))
     blocks = original.get_submodule("model.layers")
     student = healed(
         model,
@@ -221,6 +248,7 @@ def run_way(request: Request, scanned: list[dict[str, Any]], way: str, budget: f
         epochs=settings.epochs,
         sliced_epochs=settings.sliced_epochs,
         lr=settings.lr,
+        sliced_lr=settings.sliced_lr,
         seed=seed,
     )
     integers = {}
@@ -277,13 +305,19 @@ def run_circuits(request: Request) -> dict[str, Any]:
 def _tasks(request: Request) -> list[Task]:
     settings: Settings = request.settings
     read = _files(request)
-    steps = {ORIGINAL: run_original, SCAN: run_scan, BRUTE: run_brute_force, CIRCUITS: run_circuits}
+    steps = {
+        ORIGINAL: run_original,
+        SCAN: run_scan,
+        PROFILE: run_profile,
+        BRUTE: run_brute_force,
+        CIRCUITS: run_circuits,
+    }
     tasks = [Task(name, run, depends=read) for name, run in steps.items()]
     for budget in settings.budgets:
         for way in WAYS if budget in settings.compared else (OURS, BASELINE):
             for seed in range(request.seeds):
                 arguments = {"way": way, "budget": budget, "seed": seed}
-                tasks.append(Task(_named(way, budget, seed), run_way, arguments, after=SCAN, depends=read))
+                tasks.append(Task(_named(way, budget, seed), run_way, arguments, after=PROFILE, depends=read))
     return tasks
 
 

@@ -36,6 +36,7 @@ def ladder(
     caps: Sequence[int],
     *,
     covariance: Tensor | None = None,
+    slopes: Tensor | None = None,
 ) -> list[MPO]:
     """The matrix as an operator with each cap of the bonds.
 
@@ -45,6 +46,7 @@ def ladder(
         in_dims: input legs.
         caps: largest bonds, ascending.
         covariance: second moment of the inputs, as of :meth:`unbraid.MPO.from_dense`.
+        slopes: of the loss in the outputs, likewise.
 
     Returns:
         One a cap, of the dtype of ``weight``. The largest is decomposed, the others are truncated from it; with a
@@ -54,10 +56,12 @@ def ladder(
         top = MPO.from_dense(weight, out_dims, in_dims, max_bond=caps[-1])
         return [*(top.compress(max_bond=cap) for cap in caps[:-1]), top]
     check_covariance(covariance, weight.shape[1])
+    if slopes is not None:
+        check_covariance(slopes, weight.shape[0], "slopes")
     outs, ins = align(out_dims, in_dims)
     rows, columns = weight.shape
     work = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    problem = OutputProblem(weight.detach(), covariance, outs, ins, work)
+    problem = OutputProblem(weight.detach(), covariance, outs, ins, work, slopes)
     top_cores = decompose(problem.target, outs, ins, Limits(caps[-1]), "auto", 0)
     centered, log_norm = chain.canonicalize(top_cores, 0)
     found = []

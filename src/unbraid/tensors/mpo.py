@@ -86,6 +86,7 @@ class MPO:
         method: str = "auto",
         seed: int = 0,
         covariance: Tensor | None = None,
+        slopes: Tensor | None = None,
     ) -> MPO:
         """Decompose a matrix by truncations between neighbouring sites (TT-SVD).
 
@@ -110,6 +111,8 @@ class MPO:
                 cores in turn, which takes longer. ``rel_error`` bounds the root mean square of that error over that of
                 the outputs, with a thousandth of the mean power of an input added to ``covariance`` in every direction,
                 so that inputs that were not seen count too. Ranks are then small by a search, not the least.
+            slopes: second moment of the loss's slopes in the outputs, shape (out, out); with a covariance, outputs are
+                weighted by them, and by a tenth of their mean power in every direction.
 
         Returns:
             The MPO, with cores of the dtype and on the device of ``weight``.
@@ -134,8 +137,12 @@ class MPO:
             )
         template = cls.__new__(cls)
         template.out_dims, template.in_dims, template.shape = outs, ins, (rows, columns)
+        if slopes is not None and covariance is None:
+            raise InvalidInputError("slopes weight outputs on given inputs: give their covariance too.")
         if covariance is not None:
             check_covariance(covariance, columns)
+            if slopes is not None:
+                check_covariance(slopes, rows, "slopes")
             if weight.is_complex():
                 raise InvalidInputError("covariance goes with real weights; this one is complex.")
         if peak == 0:
@@ -152,12 +159,13 @@ class MPO:
                 method=method,
                 seed=seed,
                 covariance=covariance,
+                slopes=slopes,
             )
             return scaled * factor
         if covariance is not None:
             if limits == Limits():
                 raise InvalidInputError("With a covariance, say how far: max_bond, rel_error or max_parameters.")
-            cores = decompose_weighted(weight.detach(), covariance, outs, ins, limits, method, seed)
+            cores = decompose_weighted(weight.detach(), covariance, outs, ins, limits, method, seed, slopes)
             return template._like(cores, 0.0)
         return template._like(decompose(weight.detach(), outs, ins, limits, method, seed), 0.0)
 

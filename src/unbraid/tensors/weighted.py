@@ -30,10 +30,11 @@ _ENOUGH = 0.01  # a sweep that lowers the error by less, relatively, is the last
 _STEPS = 8  # of conjugate gradients a core
 _TRIALS = 6  # of ranks for an error
 _AIM = 0.98  # of the error allowed: ranks are whole numbers
+_SLOPE_DAMPING = 0.1  # likewise for outputs: slopes tell of small changes only
 
 
-def check_covariance(covariance: Tensor, size: int) -> None:
-    """Refuse what is no second moment of ``size`` inputs.
+def check_covariance(covariance: Tensor, size: int, name: str = "covariance") -> None:
+    """Refuse what is no second moment of ``size`` inputs, or slopes.
 
     Raises:
         InvalidInputError: saying what came.
@@ -41,17 +42,17 @@ def check_covariance(covariance: Tensor, size: int) -> None:
     if not isinstance(covariance, Tensor) or covariance.shape != (size, size) or not covariance.is_floating_point():
         came = f"{covariance.dtype}, {tuple(covariance.shape)}" if isinstance(covariance, Tensor) else repr(covariance)
         raise InvalidInputError(
-            f"covariance must be a real matrix of shape ({size}, {size}), the second moment of the inputs; got {came}. "
+            f"{name} must be a real matrix of shape ({size}, {size}), a second moment; got {came}. "
             "unbraid.nn.input_moments(model, batches) collects it."
         )
-    require_finite(covariance, "covariance")
+    require_finite(covariance, name)
     scale = float(covariance.abs().max())
     if scale == 0:
-        raise InvalidInputError("covariance is all zeros: the layer saw no inputs, so none of its outputs matter.")
+        raise InvalidInputError(f"{name} is all zeros: the layer saw nothing, so none of its outputs matter.")
     if float((covariance - covariance.mT).abs().max()) > 1e-3 * scale:
-        raise InvalidInputError("covariance must be symmetric.")
+        raise InvalidInputError(f"{name} must be symmetric.")
     if float(covariance.trace()) <= 0 or int(torch.linalg.cholesky_ex(damped(covariance, DAMPING / 2)).info):
-        raise InvalidInputError("covariance has negative eigenvalues: no inputs have such a second moment.")
+        raise InvalidInputError(f"{name} has negative eigenvalues: nothing has such a second moment.")
 
 
 def damped(covariance: Tensor, damping: float = DAMPING) -> Tensor:
@@ -61,13 +62,16 @@ def damped(covariance: Tensor, damping: float = DAMPING) -> Tensor:
     return moment + damping * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
 
 
-def weighted_error(weight: Tensor, approximation: Tensor, covariance: Tensor | None) -> float:
+def weighted_error(
+    weight: Tensor, approximation: Tensor, covariance: Tensor | None, slopes: Tensor | None = None
+) -> float:
     """Root-mean-square error of the outputs over their root mean square.
 
     Args:
         weight: shape (out, in).
         approximation: likewise.
         covariance: second moment of the inputs, shape (in, in); None for 1.
+        slopes: what outputs are weighted by, shape (out, out); None for 1.
     """
     exact = weight.to(torch.float64)
     difference = exact - approximation.to(torch.float64)
@@ -75,6 +79,9 @@ def weighted_error(weight: Tensor, approximation: Tensor, covariance: Tensor | N
     if covariance is not None:
         moment = covariance.to(weight.device, torch.float64)
         lost, total = difference @ moment, exact @ moment
+    if slopes is not None:
+        moment = slopes.to(weight.device, torch.float64)
+        lost, total = moment @ lost, moment @ total
     ratio = (lost * difference).sum() / (total * exact).sum().clamp_min(torch.finfo(torch.float64).tiny)
     return math.sqrt(max(float(ratio), 0.0))
 
@@ -87,6 +94,7 @@ def decompose_weighted(
     limits: Limits,
     method: str,
     seed: int,
+    slopes: Tensor | None = None,
 ) -> chain.Chain:
     """Cores of ``weight`` with a small error under ``covariance``, rounded to its dtype.
 
@@ -98,10 +106,11 @@ def decompose_weighted(
         limits: of bonds and entries; ``rel_error`` is that of the outputs, under the :func:`damped` moment.
         method: of :data:`unbraid.tensors.subspace.METHODS`.
         seed: of random sketches.
+        slopes: second moment of the loss's slopes in the outputs, shape (out, out); None for 1.
     """
     wanted = limits.rel_error
     fine = weight.dtype == torch.float64 or (wanted is not None and wanted < 1e-4)
-    problem = OutputProblem(weight, covariance, outs, ins, torch.float64 if fine else torch.float32)
+    problem = OutputProblem(weight, covariance, outs, ins, torch.float64 if fine else torch.float32, slopes)
 
     def fitted(rel_error: float | None) -> chain.Chain:
         limited = Limits(limits.max_bond, rel_error, limits.max_parameters)
@@ -134,7 +143,7 @@ def _entries(cores: chain.Chain) -> int:
 
 
 class OutputProblem:
-    """The least-squares problem in coordinates in which each input leg alone has the moment 1.
+    """The least-squares problem in coordinates in which each leg alone has the moment 1.
 
     Args:
         weight: real, shape (out, in).
@@ -142,35 +151,46 @@ class OutputProblem:
         outs: output legs, with a product of at least out.
         ins: input legs, likewise.
         work: dtype of the sweeps.
+        slopes: second moment of the loss's slopes in the outputs, shape (out, out); None for 1.
 
     Attributes:
         target: the weight there, shape (prod(outs), prod(ins)).
         moment: what is left of the inputs' moment there, shape (prod(ins), prod(ins)); None if that is 1.
+        slope_moment: what is left of the slopes' there, shape (prod(outs), prod(outs)); likewise.
     """
 
     def __init__(
-        self, weight: Tensor, covariance: Tensor, outs: Sequence[int], ins: Sequence[int], work: torch.dtype
+        self,
+        weight: Tensor,
+        covariance: Tensor,
+        outs: Sequence[int],
+        ins: Sequence[int],
+        work: torch.dtype,
+        slopes: Tensor | None = None,
     ) -> None:
         rows, columns = weight.shape
         self.weight, self.metric = weight, damped(covariance.to(weight.device))
+        self.slope_metric = None if slopes is None else damped(slopes.to(weight.device), _SLOPE_DAMPING)
         self.outs, self.ins = tuple(outs), tuple(ins)
         height, width = math.prod(outs), math.prod(ins)
-        moment = DAMPING * torch.eye(width, dtype=torch.float64, device=weight.device)
-        moment[:columns, :columns] = self.metric
-        roots = [_roots(each) for each in _leg_moments(moment, self.ins)]
-        self.inverse = [inverse for _, inverse in roots]
+        roots, inverses, moment = _by_leg(self.metric, self.ins, DAMPING)
+        self.inverse, self.moment = inverses, None if moment is None else moment.to(work)
+        self.slope_inverse: list[Tensor] | None = None
+        self.slope_moment: Tensor | None = None
         self.scale = float(weight.abs().max())  # taken out: single precision could not hold the squares of any weight
         padded = pad(weight.to(torch.float64) / self.scale, (0, width - columns, 0, height - rows))
-        self.target = _by_legs(padded, [root for root, _ in roots], self.ins).to(work)
-        self.moment: Tensor | None = None
-        if sum(leg > 1 for leg in self.ins) > 1:
-            left = _by_legs(_by_legs(moment, self.inverse, self.ins).mT.contiguous(), self.inverse, self.ins)
-            self.moment = ((left + left.mT) / 2).to(work)
+        target = _by_legs(padded, roots, self.ins)
+        if self.slope_metric is not None:
+            roots, self.slope_inverse, moment = _by_leg(self.slope_metric, self.outs, _SLOPE_DAMPING)
+            target = _by_legs(target.mT.contiguous(), roots, self.outs).mT.contiguous()
+            self.slope_moment = None if moment is None else moment.to(work)
+        self.target = target.to(work)
         self.wanted = self._times_moment(self.target)
         self.total = float((self.wanted * self.target).sum())
 
     def _times_moment(self, matrix: Tensor) -> Tensor:
-        return matrix if self.moment is None else matrix @ self.moment
+        matrix = matrix if self.moment is None else matrix @ self.moment
+        return matrix if self.slope_moment is None else self.slope_moment @ matrix
 
     def error(self, cores: chain.Chain) -> float:
         """Of the outputs, relative."""
@@ -181,11 +201,11 @@ class OutputProblem:
         """The same of cores as they are stored, rounded to the dtype of the weight, and without the padding."""
         dense = deinterleave(chain.contract([core.to(torch.float64) for core in stored]), self.outs, self.ins)
         rows, columns = self.weight.shape
-        return weighted_error(self.weight, dense[:rows, :columns], self.metric)
+        return weighted_error(self.weight, dense[:rows, :columns], self.metric, self.slope_metric)
 
     def improved(self, cores: chain.Chain, sweeps: int = _SWEEPS) -> chain.Chain:
         """Sweep over the cores, at most so often, until that is worth little."""
-        if self.moment is None or len(cores) == 1:
+        if (self.moment is None and self.slope_moment is None) or len(cores) == 1:
             return cores
         error = self.error(cores)
         for _ in range(sweeps):
@@ -254,12 +274,27 @@ class OutputProblem:
     def stored(self, cores: chain.Chain) -> chain.Chain:
         """In the coordinates of the weight, and in its dtype."""
         back = []
-        for core, out, leg, inverse in zip(cores, self.outs, self.ins, self.inverse, strict=True):
+        for k, (core, out, leg, inverse) in enumerate(zip(cores, self.outs, self.ins, self.inverse, strict=True)):
             left, _, right = core.shape
-            wide = core.to(inverse.dtype).reshape(left, out, leg, right)
-            back.append(torch.einsum("loir,ij->lojr", wide, inverse).reshape(core.shape))
+            wide = torch.einsum("loir,ij->lojr", core.to(inverse.dtype).reshape(left, out, leg, right), inverse)
+            if self.slope_inverse is not None:
+                wide = torch.einsum("po,lojr->lpjr", self.slope_inverse[k], wide)
+            back.append(wide.reshape(core.shape))
         factor = self.scale ** (1 / len(back))
         return [(core * factor).to(self.weight.dtype) for core in even(back)]
+
+
+def _by_leg(metric: Tensor, legs: tuple[int, ...], damping: float) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+    """A moment leg by leg: the roots of each, their inverses, and what is left of the whole (None if that is 1)."""
+    moment = damping * torch.eye(math.prod(legs), dtype=metric.dtype, device=metric.device)
+    moment[: len(metric), : len(metric)] = metric
+    roots = [_roots(each) for each in _leg_moments(moment, legs)]
+    inverses = [inverse for _, inverse in roots]
+    left: Tensor | None = None
+    if sum(leg > 1 for leg in legs) > 1:
+        left = _by_legs(_by_legs(moment, inverses, legs).mT.contiguous(), inverses, legs)
+        left = (left + left.mT) / 2
+    return [root for root, _ in roots], inverses, left
 
 
 def _leg_moments(moment: Tensor, ins: Sequence[int]) -> list[Tensor]:
