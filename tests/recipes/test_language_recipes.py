@@ -3,10 +3,13 @@
 import json
 
 import pytest
+import torch
 
 from unbraid.ground.errors import InvalidInputError
-from unbraid.recipes import minilm, stories
+from unbraid.nn import tensorize
+from unbraid.recipes import compressing, minilm, stories
 from unbraid.recipes.compressing import WAYS
+from unbraid.recipes.language import open_language_model, read_text
 from unbraid.recipes.reproduce import reproduce
 
 pytest.importorskip("transformers")
@@ -81,3 +84,19 @@ def test_missing_models_and_texts_are_named(name, language_data, tmp_path):
     (tmp_path / "models").symlink_to(language_data / "models")
     with pytest.raises(InvalidInputError, match=r"\.txt cannot be read"):
         reproduce(name, tmp_path / "out", quick=True, data_dir=tmp_path)
+
+
+def test_lessons_that_are_not_kept_teach_the_same(language_data, monkeypatch):
+    language = open_language_model(language_data / "models/all-MiniLM-L6-v2")
+    text = read_text(language_data / "text/wikitext2-valid.txt")
+    batches = language.batches(language.samples(text, 40, 16), 16, batch_size=8)
+    losses, weights = [], []
+    for kept in (compressing.KEPT_BYTES, 0):
+        monkeypatch.setattr(compressing, "KEPT_BYTES", kept)
+        model = tensorize(language.model, minilm.TARGETS, budget=0.4)
+        options = {"epochs": 2, "lr": 1e-3, "seed": 0}
+        history = compressing.distil(model, language.model, language.task, batches[:3], batches[3:5], **options)
+        losses.append((history.train_loss, history.validation_loss))
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    torch.testing.assert_close(*(torch.tensor(each) for each in losses))
+    torch.testing.assert_close(*weights)

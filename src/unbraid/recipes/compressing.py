@@ -127,25 +127,30 @@ def distil(
 
     The outputs are computed once where they take less than 2 GiB, and at every pass elsewhere.
     """
-    order = torch.randperm(len(train), generator=stream(seed, "lessons")).tolist()
-    ordered = [train[k] for k in order]
+    distilled = task.distillation(teacher)
     with torch.no_grad(), keeping_modes(teacher):
         teacher.eval()
-        if task.run(teacher, max(train, key=batch_size)).nbytes * (len(train) + len(validation)) > KEPT_BYTES:
-            lessons, exams, loss = ordered, list(validation), task.distillation(teacher)
-        else:
-            lessons, exams = ([(batch, task.run(teacher, batch)) for batch in part] for part in (ordered, validation))
-            loss = _towards(task)
-    return heal(model, lessons, exams, epochs=epochs, lr=lr, loss=loss, seed=seed, checkpoint_dir=checkpoint_dir)
+        size = task.run(teacher, max(train, key=batch_size)).nbytes * (len(train) + len(validation))
+        lessons, exams = (
+            [(batch, task.run(teacher, batch) if size <= KEPT_BYTES else None) for batch in part]
+            for part in (train, validation)
+        )
+    order = torch.randperm(len(lessons), generator=stream(seed, "lessons")).tolist()
 
+    def loss(network: nn.Module, lesson: tuple[Any, Tensor | None]) -> Tensor:
+        batch, wanted = lesson
+        return distilled(network, batch) if wanted is None else task.distance(task.outputs(network, batch), wanted)
 
-def _towards(task: Task) -> Callable[[nn.Module, Any], Tensor]:
-    """A loss of lessons: batches with the teacher's outputs."""
-
-    def loss(network: nn.Module, lesson: tuple[Any, Tensor]) -> Tensor:
-        return task.distance(task.outputs(network, lesson[0]), lesson[1])
-
-    return loss
+    return heal(
+        model,
+        [lessons[k] for k in order],
+        exams,
+        epochs=epochs,
+        lr=lr,
+        loss=loss,
+        seed=seed,
+        checkpoint_dir=checkpoint_dir,
+    )
 
 
 def healed(

@@ -95,7 +95,7 @@ class Steps:
             raise InvalidInputError("Operators are fitted to the outputs of linear layers, and no target is one.")
         batches, task = self.calibration()
         step = math.ceil(len(batches) / CALIBRATION_BATCHES)  # from all parts: sentences come by length
-        return input_moments(model, batches[::step], targets=exactly(names), task=task)
+        return input_moments(model, batches[::step], targets=exactly(names), task=task, slopes=True, seed=self.seed)
 
     def report(self, title: str, results: Mapping[str, Disentangled] | None = None) -> Report:
         """The report of all steps, with the outcomes of disentangled layers; of a single one also at the top level."""
