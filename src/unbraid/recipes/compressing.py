@@ -18,10 +18,24 @@ import torch
 from torch import Tensor, nn
 
 from unbraid.ground.random import stream
-from unbraid.nn import InputMoments, LayerSensitivity, SensitivityPoint, Task, allocate, heal, heal_slices, tensorize
+from unbraid.nn import (
+    InputMoments,
+    LayerSensitivity,
+    SensitivityPoint,
+    Task,
+    allocate,
+    heal,
+    heal_slices,
+    match_layers,
+    sensitivity,
+    tensorize,
+)
 from unbraid.nn.calibration import batch_size
 from unbraid.nn.heal import History
+from unbraid.nn.kinds import matrix_of
 from unbraid.nn.modes import keeping_modes
+from unbraid.tensors.ladder import ladder
+from unbraid.tensors.sites import low_rank_sites
 
 KEPT_BYTES = 2 * 2**30  # of a teacher's outputs
 
@@ -91,6 +105,36 @@ def profile_from(content: Sequence[Mapping[str, Any]]) -> list[LayerSensitivity]
         )
         for each in content
     ]
+
+
+def profiled(
+    model: nn.Module,
+    batches: Sequence[Any],
+    task: Task,
+    targets: str,
+    bonds: Sequence[int],
+    moments: Mapping[str, InputMoments] | None = None,
+) -> list[dict[str, Any]]:
+    """The sensitivity of every layer to low ranks, ready for JSON; with moments, to those that keep outputs."""
+    found = sensitivity(model, batches, task, targets=targets, bonds=bonds, sites="low-rank", moments=moments)
+    return [layer.to_dict() for layer in found]
+
+
+@torch.no_grad()
+def brute_force(
+    model: nn.Module, targets: str, bonds: Sequence[int], loss: Callable[[], float]
+) -> dict[str, list[float]]:
+    """The growth of ``loss()`` with each ``nn.Linear`` alone at each rank; the model is as before afterwards."""
+    exact, found = loss(), {}
+    for name, layer in match_layers(model, targets, (nn.Linear,)).items():
+        weight = matrix_of(layer)
+        growths = []
+        for mpo in ladder(weight, *low_rank_sites(*weight.shape), bonds):
+            layer.weight.data = mpo.to_dense()  # type: ignore[union-attr]
+            growths.append(loss() - exact)
+        layer.weight.data = weight  # type: ignore[union-attr]
+        found[name] = growths
+    return found
 
 
 def compressed(

