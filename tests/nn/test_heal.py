@@ -363,3 +363,80 @@ def test_data_that_do_not_fit_are_refused_before_training(x, y, word):
     with pytest.raises(InvalidInputError, match=word):
         heal(model, (x, y), epochs=1, lr=0.1)
     assert torch.equal(model.weight, weight)
+
+
+class Attention(nn.Module):
+    """Drops by a rate of its own, as attention layers of transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.Linear(8, 8, bias=False)
+        self.attention_dropout = 0.5
+
+    def forward(self, x):
+        return nn.functional.dropout(self.weights(x), self.attention_dropout, self.training)
+
+
+@pytest.mark.parametrize("layer", [lambda: nn.Sequential(nn.Linear(8, 8, bias=False), nn.Dropout(0.5)), Attention])
+def test_without_dropout_an_exact_student_has_nothing_to_learn(layer):
+    model = layer()
+    teacher = copy.deepcopy(model).eval()
+    x = data()[0]
+    lessons = [(part, teacher(part).detach()) for part in x.split(30)]
+
+    def loss(student, lesson):
+        assert student.training
+        return (student(lesson[0]) - lesson[1]).square().mean()
+
+    exact = heal(copy.deepcopy(model), lessons, epochs=1, lr=1e-9, loss=loss, dropout=False)
+    assert exact.train_loss[0] < 1e-12
+    noisy = heal(model, lessons, epochs=1, lr=1e-9, loss=loss)
+    assert noisy.train_loss[0] > 0.01
+    rates = [
+        module.p if isinstance(module, nn.Dropout) else module.attention_dropout
+        for module in model.modules()
+        if isinstance(module, (nn.Dropout, Attention))
+    ]
+    assert rates == [0.5]
+
+
+def test_rates_come_back_after_an_error():
+    model = network()
+
+    def loss(student, lesson):
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        heal(model, [data()], epochs=1, lr=0.1, loss=loss, dropout=False)
+    assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == [0.2]
+
+
+def test_a_list_of_batches_is_taken_in_another_order_each_epoch_and_others_as_they_come():
+    x, y = data()
+    batches = list(zip(x.split(10), y.split(10), strict=True))
+
+    def orders(given, seed=0):
+        seen = []
+
+        def loss(model, batch):
+            seen.append(next(k for k, each in enumerate(batches) if each[0] is batch[0]))
+            return model(batch[0]).square().mean()
+
+        heal(network(), given, epochs=2, lr=1e-3, loss=loss, seed=seed)
+        return seen[:12], seen[12:]
+
+    first, second = orders(batches)
+    assert sorted(first) == sorted(second) == list(range(12))
+    assert first != second
+    assert first != list(range(12))
+    assert orders(batches) == (first, second)
+    assert orders(batches, 1) != (first, second)
+
+    class Loader:
+        def __len__(self):
+            return 12
+
+        def __iter__(self):
+            return iter(batches)
+
+    assert orders(Loader()) == (list(range(12)), list(range(12)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from unbraid.ground.files import make_directory, problem_hash, read_checkpoint, 
 from unbraid.ground.manifest import hash_tensors
 from unbraid.ground.random import isolated, stream
 from unbraid.nn.integers import QuantizedCores
-from unbraid.nn.modes import keeping_modes
+from unbraid.nn.modes import keeping_modes, without_dropout
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Data = tuple[Tensor, Tensor] | Iterable[Any]
@@ -70,6 +71,7 @@ def heal(
     batch_size: int = 64,
     patience: int | None = None,
     weight_decay: float = 0.0,
+    dropout: bool = True,
 ) -> History:
     """Train ``model`` in place; with validation data it ends with the weights of its best epoch.
 
@@ -79,7 +81,8 @@ def heal(
 
     Args:
         model: any module with trainable parameters.
-        train_data: (x, y), cut into shuffled batches; or an iterable of batches (a DataLoader, a list).
+        train_data: (x, y), cut into shuffled batches; a list of batches, taken in another order each epoch; or any
+            other iterable of batches (a DataLoader).
         validation_data: likewise; never trained on.
         epochs: number of passes.
         lr: peak learning rate.
@@ -96,6 +99,8 @@ def heal(
         batch_size: for (x, y) data.
         patience: stop after so many epochs without a better validation score.
         weight_decay: of the default optimizer.
+        dropout: whether the model's dropout acts. Towards the outputs of a teacher it only adds noise: a pretrained
+            transformer can end worse than it was before.
 
     Returns:
         The history.
@@ -130,7 +135,7 @@ def heal(
                 "teacher": None if teacher is None else hash_tensors(*teacher.state_dict().values()),
                 "functions": [_name(loss), _name(scheduler or "onecycle"), type(chosen).__name__],
                 "optimizer": {key: repr(value) for key, value in sorted(chosen.defaults.items())},
-                "run": [epochs, lr, seed, batch_size, patience, weight_decay],
+                "run": [epochs, lr, seed, batch_size, patience, weight_decay, dropout],
             }
         )
         if place.exists():
@@ -159,7 +164,7 @@ def heal(
                     history.status = "completed"
                     break
                 model.train()
-                with isolated(seed, "heal", epoch):
+                with isolated(seed, "heal", epoch), nullcontext() if dropout else without_dropout(model):
                     history.train_loss.append(
                         _train_epoch(model, train.epoch(seed, epoch), objective, chosen, schedule, epoch)
                     )
@@ -250,10 +255,13 @@ class _Batches:
         return self.count
 
     def epoch(self, seed: int, epoch: int) -> Iterable[Any]:
+        generator = stream(seed, "batches", epoch)
         if self.pair is None:
-            return self.batches
+            if not isinstance(self.batches, (list, tuple)):
+                return self.batches
+            return [self.batches[k] for k in torch.randperm(self.count, generator=generator).tolist()]
         x, y = self.pair
-        order = torch.randperm(len(x), generator=stream(seed, "batches", epoch)).to(x.device)
+        order = torch.randperm(len(x), generator=generator).to(x.device)
         pieces = order.split(self.batch_size)
         if len(pieces) > 1 and len(pieces[-1]) == 1:  # batch normalisation cannot train on a single row
             pieces = (*pieces[:-2], torch.cat(pieces[-2:]))

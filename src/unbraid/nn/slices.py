@@ -54,7 +54,8 @@ def heal_slices(
         task: how the models run on a batch; by default model(batch), model(batch[0]) or model(**batch).
         checkpoint_dir: a folder a slice is kept there, and resumed from.
         seed: of :func:`unbraid.heal`.
-        **options: others of :func:`unbraid.heal`, such as ``optimizer``, ``scheduler``, ``weight_decay``.
+        **options: others of :func:`unbraid.heal`, such as ``optimizer``, ``scheduler``, ``weight_decay``. Its
+            ``dropout`` is off here if not asked for.
 
     Returns:
         The history of each slice.
@@ -89,7 +90,14 @@ def heal_slices(
 
         place = None if checkpoint_dir is None else Path(checkpoint_dir) / name
         histories[name] = heal(
-            part, lessons, epochs=epochs, lr=lr, loss=loss, checkpoint_dir=place, seed=seed, **options
+            part,
+            lessons,
+            epochs=epochs,
+            lr=lr,
+            loss=loss,
+            checkpoint_dir=place,
+            seed=seed,
+            **{"dropout": False} | options,
         )
     return histories
 

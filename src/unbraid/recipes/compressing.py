@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unbraid.ground.random import stream
 from unbraid.nn import (
     InputMoments,
     LayerSensitivity,
@@ -179,7 +178,6 @@ def distil(
             [(batch, task.run(teacher, batch) if size <= KEPT_BYTES else None) for batch in part]
             for part in (train, validation)
         )
-    order = torch.randperm(len(lessons), generator=stream(seed, "lessons")).tolist()
 
     def loss(network: nn.Module, lesson: tuple[Any, Tensor | None]) -> Tensor:
         batch, wanted = lesson
@@ -187,13 +185,14 @@ def distil(
 
     return heal(
         model,
-        [lessons[k] for k in order],
+        lessons,
         exams,
         epochs=epochs,
         lr=lr,
         loss=loss,
         seed=seed,
         checkpoint_dir=checkpoint_dir,
+        dropout=False,
     )
 
 
