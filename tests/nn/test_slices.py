@@ -260,3 +260,57 @@ def test_a_task_is_a_loss_and_a_distillation():
         assert isinstance(pupil[0], MPOLinear)
     with pytest.raises(InvalidInputError, match="no labels"):
         Task("classes", lambda model, batch: model(batch)).loss(teacher, x)
+
+
+def test_distillation_of_slices_adds_their_shares_of_the_variance():
+    teacher, student, batches = pair("tuple")
+    task = Task("vectors", lambda model, batch: model(batch))
+    alone, both = task.distillation(teacher), task.distillation(teacher, SLICES[:2])
+    with torch.no_grad():
+        for model, batch in ((student, batches[0]), (teacher, batches[1]), (student, batches[2][:1])):
+            shares, x, y = [], model.first(batch), teacher.first(batch)
+            for one, two in list(zip(model.blocks, teacher.blocks, strict=True))[:2]:
+                x, y = one(x, scale=0.5)[0], two(y, scale=0.5)[0]
+                scale = y.var(0, correction=0).mean() if len(y) > 1 else y.square().mean()
+                shares.append(float((x - y).square().mean() / scale))
+            wanted = float(alone(model, batch)) + sum(shares) / 2
+            assert float(both(model, batch)) == pytest.approx(wanted, rel=1e-5, abs=1e-9)
+            assert (wanted > 1e-3) == (model is student)
+    assert not any(module._forward_hooks for model in (student, teacher) for module in model.modules())
+    before = float(both(student, batches[3]).detach())
+    heal(student, batches, epochs=20, lr=0.01, loss=both)
+    assert float(both(student, batches[3]).detach()) < 0.3 * before
+
+
+def test_distillation_of_slices_leaves_padding_out_and_stays_finite():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
+    )
+    torch.manual_seed(0)
+    teacher = transformers.BertModel(config).eval()
+    student = tensorize(teacher, r"encoder\..*", budget=0.5).eval()
+    ids = torch.randint(1, 20, (2, 7))
+    mask = torch.tensor([[1] * 5 + [0] * 2, [1] * 4 + [0] * 3])
+    other = torch.where(mask.bool(), ids, torch.randint(1, 20, (2, 7)))
+    distilled = sentence_embedding().distillation(teacher, ["encoder.layer.0", "encoder.layer.1"])
+    losses = [float(distilled(student, {"input_ids": each, "attention_mask": mask})) for each in (ids, other)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for empty in (torch.zeros_like(mask), torch.zeros_like(mask).index_fill(1, torch.tensor([0]), 1)[:1]):
+        batch = {"input_ids": ids[: len(empty)], "attention_mask": empty}
+        assert torch.isfinite(distilled(student, batch))
+
+
+def test_slices_that_cannot_be_matched_are_refused():
+    teacher, student, batches = pair()
+    task = Task("vectors", lambda model, batch: model(batch))
+    with pytest.raises(InvalidInputError, match=r"The teacher has no module 'blocks\.7'"):
+        task.distillation(teacher, ["blocks.7"])
+    with pytest.raises(InvalidInputError, match="list of module names"):
+        task.distillation(teacher, "blocks.1")
+    with pytest.raises(InvalidInputError, match=r"The model has no module 'blocks\.0'"):
+        task.distillation(teacher, SLICES)(nn.Linear(6, 3), batches[0])
+    with pytest.raises(InvalidInputError, match="'idle' does not run"):
+        task.distillation(teacher, ["idle"])(student, batches[0])
+    with pytest.raises(InvalidInputError, match=r"puts out \(16, 12\), that of the teacher \(16, 10\)"):
+        task.distillation(Net(width=10), SLICES)(student, batches[0])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from unbraid.ground import progress
 from unbraid.ground.errors import InvalidInputError
 from unbraid.nn.calibration import as_batches
 from unbraid.nn.heal import History, heal
+from unbraid.nn.hidden import check_slices, first_output, mask_of, squared_error, variance
 from unbraid.nn.modes import keeping_modes
 from unbraid.nn.task import Task, regression
 
@@ -66,27 +67,20 @@ def heal_slices(
     """
     task = task or regression()
     found = as_batches(batches)
-    names = list(slices) if isinstance(slices, Iterable) and not isinstance(slices, str) else []
-    if not names:
-        raise InvalidInputError(f"slices must be a list of module names; got {slices!r}.")
-    for each, whose in ((model, "model"), (teacher, "teacher")):
-        missing = [name for name in names if name not in dict(each.named_modules())]
-        if missing:
-            raise InvalidInputError(f"The {whose} has no module {missing[0]!r}, which is named as a slice.")
+    names = check_slices({"model": model, "teacher": teacher}, slices)
     histories = {}
     for name in progress.track(names, "slices", len(names)):
         part = model.get_submodule(name)
         if not any(parameter.requires_grad for parameter in part.parameters()):
             raise InvalidInputError(f"The slice {name!r} has no trainable parameters. Leave it out.")
         targets = [_recorded(teacher, name, batch, task)[1] for batch in found]
-        scale = _variance(targets, found)
+        scale = variance(targets, [mask_of(batch, target) for batch, target in zip(found, targets, strict=True)])
         lessons = [_lesson(model, name, batch, task, target) for batch, target in zip(found, targets, strict=True)]
 
         def loss(part: nn.Module, lesson: Any, scale: float = scale) -> Tensor:
             inputs, target, mask = lesson
             args, kwargs = copy.deepcopy(inputs)  # a slice may change what it gets: residuals in place, caches
-            errors = (_first(part(*args, **kwargs)) - target).square().mean(-1)
-            return (errors.mean() if mask is None else (errors * mask).sum() / mask.sum().clamp_min(1)) / scale
+            return squared_error(first_output(part(*args, **kwargs)), target, mask) / scale
 
         place = None if checkpoint_dir is None else Path(checkpoint_dir) / name
         histories[name] = heal(
@@ -115,7 +109,7 @@ def _recorded(model: nn.Module, name: str, batch: Any, task: Task) -> tuple[tupl
         kept.append(copy.deepcopy((args, kwargs)))
 
     def keep_output(_: nn.Module, __: Any, output: Any) -> None:
-        kept.append(_first(output))
+        kept.append(first_output(output))
         raise _EnoughError
 
     part = model.get_submodule(name)
@@ -139,29 +133,4 @@ def _lesson(
         raise InvalidInputError(
             f"The slice {name!r} puts out {tuple(output.shape)}, that of the teacher {tuple(target.shape)}."
         )
-    return inputs, target, _mask(batch, target)
-
-
-def _first(output: Any) -> Tensor:
-    first = output[0] if isinstance(output, (tuple, list)) else output
-    if not isinstance(first, Tensor) or first.dim() < 2:
-        came = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
-        raise InvalidInputError(
-            f"A slice must put out a tensor (samples, ..., features), or a tuple that begins with one; got {came}."
-        )
-    return first
-
-
-def _mask(batch: Any, target: Tensor) -> Tensor | None:
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-    return mask.to(target.dtype) if mask is not None and target.shape[:2] == mask.shape else None
-
-
-def _variance(targets: Sequence[Tensor], batches: Sequence[Any]) -> float:
-    """Of the entries around the mean of their feature, over all batches."""
-    rows = []
-    for target, batch in zip(targets, batches, strict=True):
-        mask = _mask(batch, target)
-        rows.append(target.flatten(0, -2) if mask is None else target[mask.bool()])
-    together = torch.cat(rows).double()
-    return max(float(together.var(0, correction=0).mean()), torch.finfo(torch.float32).tiny)
+    return inputs, target, mask_of(batch, target)

@@ -7,7 +7,7 @@ names them for the two cases there are: class scores (cross entropy, Kullback-Le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, normalize
 
 from unbraid.ground.errors import InvalidInputError, require_choice, require_finite
+from unbraid.nn.hidden import check_slices, mask_of, recorded, squared_error, variance
 from unbraid.nn.modes import keeping_modes
 
 KINDS = ("classes", "vectors")
@@ -121,16 +122,33 @@ class Task:
             raise InvalidInputError("This task has no labels: heal against a teacher, task.distillation(teacher).")
         return self.losses(self.outputs(model, batch), self.labels(batch)).mean()
 
-    def distillation(self, teacher: nn.Module) -> Callable[[nn.Module, Any], Tensor]:
+    def distillation(self, teacher: nn.Module, slices: Sequence[str] = ()) -> Callable[[nn.Module, Any], Tensor]:
         """A loss of :func:`unbraid.heal`: the mean distance to the teacher's outputs, 0 where they are equal.
 
         Of classes it is the Kullback-Leibler divergence from the teacher's probabilities; labels are not used.
+
+        Args:
+            teacher: the original.
+            slices: names of modules that both have, blocks of a transformer say. The squared error of what each puts
+                out, over the teacher's variance, counts too, averaged over slices: a target for every position and
+                feature (hidden states as targets: Jiao et al., arXiv:1909.10351).
+
+        Raises:
+            InvalidInputError: if the teacher lacks a slice; when it is called, if the model does, or a slice puts out
+                no tensor of the teacher's shape.
         """
+        names = check_slices({"teacher": teacher}, slices) if slices else []
 
         def distilled(model: nn.Module, batch: Any) -> Tensor:
-            with torch.no_grad(), keeping_modes(teacher):
+            with torch.no_grad(), keeping_modes(teacher), recorded(teacher, names) as targets:
                 wanted = self.outputs(teacher.eval(), batch)
-            return self.distance(self.outputs(model, batch), wanted)
+            if names:
+                check_slices({"model": model}, names)
+            with recorded(model, names) as found:
+                value = self.distance(self.outputs(model, batch), wanted)
+            for name in names:
+                value = value + _relative_error(name, found, targets, batch) / len(names)
+            return value
 
         return distilled
 
@@ -179,6 +197,18 @@ def sentence_embedding() -> Task:
         return normalize((hidden * mask).sum(1) / mask.sum(1).clamp_min(1e-9), dim=-1)
 
     return Task("vectors", outputs)
+
+
+def _relative_error(name: str, found: Mapping[str, Tensor], targets: Mapping[str, Tensor], batch: Any) -> Tensor:
+    if name not in targets or name not in found:
+        raise InvalidInputError(f"The slice {name!r} does not run when the model does. Leave it out.")
+    output, wanted = found[name], targets[name]
+    if output.shape != wanted.shape:
+        raise InvalidInputError(
+            f"The slice {name!r} puts out {tuple(output.shape)}, that of the teacher {tuple(wanted.shape)}."
+        )
+    mask = mask_of(batch, wanted)
+    return squared_error(output, wanted, mask) / variance([wanted], [mask])
 
 
 def _described(batch: Any) -> str:

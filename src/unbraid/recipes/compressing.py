@@ -164,23 +164,27 @@ def distil(
     epochs: int,
     lr: float,
     seed: int,
+    slices: Sequence[str] = (),
     checkpoint_dir: str | os.PathLike[str] | None = None,
 ) -> History:
-    """Heal in place towards the teacher's outputs; the best pass on validation data stays.
+    """Heal in place towards the teacher's outputs, and those of slices; the best pass on validation data stays.
 
-    The outputs are computed once where they take less than 2 GiB, and at every pass elsewhere.
+    The outputs of the whole are computed once where they take less than 2 GiB and no slices count, and at every pass
+    elsewhere. Validation looks at the outputs of the whole alone.
     """
-    distilled = task.distillation(teacher)
+    distilled, both = task.distillation(teacher), task.distillation(teacher, slices)
     with torch.no_grad(), keeping_modes(teacher):
         teacher.eval()
         size = task.run(teacher, max(train, key=batch_size)).nbytes * (len(train) + len(validation))
         lessons, exams = (
-            [(batch, task.run(teacher, batch) if size <= KEPT_BYTES else None) for batch in part]
-            for part in (train, validation)
+            [(batch, task.run(teacher, batch) if kept else None) for batch in part]
+            for part, kept in ((train, size <= KEPT_BYTES and not slices), (validation, size <= KEPT_BYTES))
         )
 
     def loss(network: nn.Module, lesson: tuple[Any, Tensor | None]) -> Tensor:
         batch, wanted = lesson
+        if slices and network.training:
+            return both(network, batch)
         return distilled(network, batch) if wanted is None else task.distance(task.outputs(network, batch), wanted)
 
     return heal(
@@ -216,7 +220,8 @@ def healed(
     if way.sliced:
         heal_slices(student, teacher, train, slices, epochs=sliced_epochs, lr=sliced_lr, task=task, seed=seed)
     rest = epochs - sliced_epochs if way.sliced else epochs
-    distil(student, teacher, task, train, validation, epochs=rest, lr=lr, seed=seed)
+    matched = slices if way.sliced else ()
+    distil(student, teacher, task, train, validation, epochs=rest, lr=lr, seed=seed, slices=matched)
     return student
 
 

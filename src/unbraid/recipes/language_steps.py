@@ -159,6 +159,7 @@ class LanguageSteps(Steps):
             epochs=max(1, epochs - sliced),
             lr=lr,
             seed=self.seed,
+            slices=self.slices,
             checkpoint_dir=place,
         )
         self.add(name, model)
