@@ -268,6 +268,20 @@ def test_cores_can_be_written_as_integers(run, tmp_path):
     assert load_pretrained(tmp_path / "mpo/model").hidden.cores.bits == 4
 
 
+def test_cores_can_be_written_without_their_gauge(run, tmp_path):
+    save_pretrained(digits_mlp(), tmp_path / "dense")
+    options = ["--targets", "hidden", "--max-bond", "4", "--data", "digits", "--epochs", "1", "--fix-gauge"]
+    code, out, error = run("compress", tmp_path / "dense", *options, "--out", tmp_path / "mpo")
+    assert (code, "gauge fixed" in out) == (0, True), error
+    report = json.loads((tmp_path / "mpo/report.json").read_text())
+    layer = load_pretrained(tmp_path / "mpo/model").hidden
+    squares = sum(bond**2 for bond in layer.mpo.bond_dims)
+    assert report["parameters"]["healed"] - report["parameters"]["gauge"] == squares > 0
+    assert report["accuracy"]["gauge"] == pytest.approx(report["accuracy"]["healed"], abs=0.01)
+    code, _, error = run("compress", tmp_path / "dense", *options, "--bits", "8", "--out", tmp_path / "both")
+    assert (code, "leave --fix-gauge out" in " ".join(error.split())) == (2, True)
+
+
 def test_an_ansatz_of_the_grammar_can_be_given(run, tmp_path):
     network = tensorize(digits_mlp(), ["hidden"], max_bond=2, sites="qubits")
     save_pretrained(network, tmp_path / "mpo")

@@ -254,6 +254,9 @@ def compress(
     aware: Annotated[
         bool, typer.Option("--aware", help="Fit operators to the layers' outputs on samples of --data or --text.")
     ] = False,
+    without_gauge: Annotated[
+        bool, typer.Option("--fix-gauge", help="Store cores without the square of each bond that they do not need.")
+    ] = False,
     bits: Annotated[int | None, typer.Option(help="Store the cores as integers of 8 or 4 bits.")] = None,
     data: HealData = None,
     data_dir: DataDir = None,
@@ -276,7 +279,10 @@ def compress(
     ] = None,
     lr: Annotated[
         float | None,
-        typer.Option(callback=_check_lr, help="Peak learning rate of healing; by default 0.01, with --text 0.001."),
+        typer.Option(
+            callback=_check_lr,
+            help="Peak learning rate of healing; by default 0.01, with --text 0.0003; three times that by slices.",
+        ),
     ] = None,
     out: Out = Path("unbraid-out"),
     seed: Seed = 0,
@@ -290,6 +296,8 @@ def compress(
 
     if bits is not None:
         check_bits(bits)
+        if without_gauge:
+            raise typer.BadParameter("--bits stores whole cores: leave --fix-gauge out")
     limits = {"max_bond": max_bond, "rel_error": rel_error, "budget": budget}
     limited = any(limit is not None for limit in limits.values())
     if allocation is not None and (limited or targets is not None):
@@ -312,9 +320,10 @@ def compress(
             sites=None if sites is None else sites.value,
             allocation=allocation,
             aware=aware,
+            without_gauge=without_gauge,
             bits=bits,
             epochs=epochs or (20 if text is None else 4),
-            lr=lr or (1e-2 if text is None else 1e-3),
+            lr=lr or (1e-2 if text is None else 3e-4),
             checkpoint_dir=place / "checkpoint",
         )
         size_before = weight_bytes(model, weights)  # OUT/model may be MODEL itself

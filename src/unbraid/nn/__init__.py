@@ -15,6 +15,7 @@ from unbraid.nn.entanglement import (
     attention_profile,
     entanglement_profiles,
 )
+from unbraid.nn.gauge import fix_gauge
 from unbraid.nn.heal import History, accuracy, heal
 from unbraid.nn.layers import DisentangledLinear, MPOLinear
 from unbraid.nn.quantization import quantize
@@ -69,6 +70,7 @@ __all__ = [
     "describe_status",
     "disentangle_layers",
     "entanglement_profiles",
+    "fix_gauge",
     "get_layer_status",
     "heal",
     "heal_slices",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from unbraid.ground.errors import FileFormatError, InvalidInputError, require_finite
 from unbraid.ground.files import make_directory, read_json, read_tensors, write_json, write_tensors, written_beside
 from unbraid.ground.manifest import hash_tensors, versions
+from unbraid.nn.cores import GaugeFixedCores
 from unbraid.nn.declaration import (
     TENSOR_LAYERS,
     build_layer,
@@ -31,7 +32,7 @@ from unbraid.nn.kinds import matrix_shape
 from unbraid.nn.surgery import replace_modules
 from unbraid.nn.transformers_models import build_transformers, describe_transformers
 
-FORMAT_VERSION = 2  # 1 had no models of transformers, and stored shared parameters once for each of their names
+FORMAT_VERSION = 3  # 2 had no cores of fixed gauge; 1 no models of transformers, and shared parameters several times
 CONFIG_NAME = "config.json"
 TENSORS_NAME = "model.safetensors"
 
@@ -273,6 +274,11 @@ def _check_names(model: nn.Module, built: dict[str, nn.Module], state: dict[str,
 
 def _load_state(model: nn.Module, state: dict[str, Tensor], tied: dict[str, str] | None, place: Path) -> None:
     _check_names(model, {}, state, place)
+    for name, module in model.named_modules():
+        if isinstance(module, GaugeFixedCores) and not module.says_where_rows_are(state[f"{name}.orders"]):
+            raise FileFormatError(
+                f"{f'{name}.orders'!r} in {place / TENSORS_NAME} does not say where rows of cores are."
+            )
     if tied is not None:
         _tie(model, tied)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:

@@ -15,11 +15,13 @@ from torch import nn
 from unbraid.circuits import Ansatz, Circuit
 from unbraid.ground.errors import FileFormatError, InvalidInputError
 from unbraid.nn.convolution import MPOConv2d, conv_options
+from unbraid.nn.cores import GaugeFixedCores, stored
 from unbraid.nn.embedding import MPOEmbedding
-from unbraid.nn.integers import QuantizedCores, check_bits, stored, stored_numbers
+from unbraid.nn.integers import QuantizedCores, check_bits, stored_numbers
 from unbraid.nn.layers import DisentangledLinear, MPOLinear
 from unbraid.nn.operator import OperatorModule
 from unbraid.tensors import MPO
+from unbraid.tensors.gauge import degrees_of_freedom
 
 _CONVOLUTION = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 # What a plain module is rebuilt from: constructor arguments that are attributes of the same name.
@@ -81,7 +83,9 @@ def describe_layer(layer: nn.Module) -> dict[str, Any]:
     """The declaration of an MPO or disentangled layer: its geometry, without numbers."""
     assert isinstance(layer, (OperatorModule, DisentangledLinear))
     described = _describe_operator(layer)
-    return described | {"bits": layer.cores.bits} if isinstance(layer.cores, QuantizedCores) else described
+    if isinstance(layer.cores, QuantizedCores):
+        return described | {"bits": layer.cores.bits}
+    return described | ({"gauge": "fixed"} if isinstance(layer.cores, GaugeFixedCores) else {})
 
 
 def _describe_operator(layer: OperatorModule | DisentangledLinear) -> dict[str, Any]:
@@ -154,6 +158,11 @@ def build_layer(declaration: Any) -> nn.Module:
         if "bits" in declaration:
             shapes, dtype = [core.shape for core in layer.cores], stored(layer.cores)[0].dtype
             layer.cores = QuantizedCores.zeros(shapes, check_bits(declaration["bits"]), dtype)
+        elif "gauge" in declaration:
+            if declaration["gauge"] != "fixed":
+                raise FileFormatError(f"The file declares an unknown gauge {declaration['gauge']!r}.")
+            cores = list(layer.cores)
+            layer.cores = GaugeFixedCores.zeros([core.shape for core in cores], cores[0].dtype)
         return layer
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, FileFormatError):
@@ -201,7 +210,10 @@ def count_entries(declaration: Any) -> int:
             core = declaration["core"]
             bonds = [1, *core["bond_dims"], 1]
             shapes = list(zip(bonds[:-1], core["out_dims"], core["in_dims"], bonds[1:], strict=True))
-            total = sum(stored_numbers(shape, declaration.get("bits")) for shape in shapes)
+            if "gauge" in declaration:
+                total = degrees_of_freedom(shapes)
+            else:
+                total = sum(stored_numbers(shape, declaration.get("bits")) for shape in shapes)
             if declaration.get("bias"):
                 total += declaration["out_features"] if kind == "DisentangledLinear" else core["shape"][0]
             return total + sum(

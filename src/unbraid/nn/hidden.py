@@ -53,7 +53,7 @@ def recorded(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
     found: dict[str, Tensor] = {}
 
     def keep(name: str, output: Any) -> None:
-        found[name] = first_output(output)
+        found[name] = first_output(output).clone()  # what comes behind may change it in place
 
     hooks = [
         model.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: keep(name, output))
@@ -64,6 +64,18 @@ def recorded(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def check_shapes(name: str, output: Tensor, wanted: Tensor) -> None:
+    """Refuse a slice whose output cannot be compared with the teacher's.
+
+    Raises:
+        InvalidInputError: saying so.
+    """
+    if output.shape != wanted.shape:
+        raise InvalidInputError(
+            f"The slice {name!r} puts out {tuple(output.shape)}, that of the teacher {tuple(wanted.shape)}."
+        )
 
 
 def mask_of(batch: Any, output: Tensor) -> Tensor | None:

@@ -138,11 +138,6 @@ def unpacked(pairs: Tensor) -> Tensor:
     return torch.cat((pairs & 15, pairs >> 4), 1).to(torch.int8) - 8
 
 
-def stored(cores: nn.ParameterList | QuantizedCores) -> tuple[Tensor, ...]:
-    """The tensors that cores are made of."""
-    return (cores.integers, cores.scales) if isinstance(cores, QuantizedCores) else tuple(cores)
-
-
 def count_numbers(module: nn.Module) -> int:
     """Parameters of a module, trainable or not; of cores stored as integers their entries, without the scales."""
     cores = [each for each in module.modules() if isinstance(each, QuantizedCores)]

@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 from unbraid.circuits import Circuit
 from unbraid.disentangling.result import Disentangled
 from unbraid.ground.errors import InvalidInputError
-from unbraid.nn.integers import QuantizedCores, stored
+from unbraid.nn.cores import Cores, stored
 from unbraid.nn.operator import OperatorModule, bias_parameter, core_parameters, operator
 from unbraid.tensors import MPO, contraction, rebuilt
 from unbraid.tensors.contraction import Plan, apply_cores, price, price_dense, resized
@@ -43,6 +43,11 @@ class MPOLinear(OperatorModule):
         super().__init__(mpo)
         self.out_features, self.in_features = mpo.shape
         self.bias = bias_parameter(bias, self.out_features, mpo)
+        self._in_graphs = contraction.plan(self._shapes, ROWS_IN_GRAPHS, chunked=False)
+
+    def cores_changed(self) -> None:
+        """To be called once the cores are others, of the same legs."""
+        super().cores_changed()
         self._in_graphs = contraction.plan(self._shapes, ROWS_IN_GRAPHS, chunked=False)
 
     @classmethod
@@ -178,7 +183,7 @@ class DisentangledLinear(nn.Module):
                 f"out_features and in_features must be at most {widths}; got ({self.out_features}, {self.in_features})."
             )
         self.input_circuit = input_circuit
-        self.cores: nn.ParameterList | QuantizedCores = core_parameters(core)
+        self.cores: Cores = core_parameters(core)
         self.output_circuit = output_circuit
         self.bias = bias_parameter(bias, self.out_features, core)
 

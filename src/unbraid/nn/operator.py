@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from unbraid.ground.errors import InvalidInputError
-from unbraid.nn.integers import QuantizedCores, stored
+from unbraid.nn.cores import Cores, stored
 from unbraid.nn.kept import Kept, without_autocast
 from unbraid.tensors import MPO, contraction
 from unbraid.tensors.contraction import Plan
 
 
 class OperatorModule(nn.Module):
-    """A module with the cores of an operator: trainable ones, or those that :func:`~unbraid.nn.quantize` put there.
+    """A module with the cores of an operator: trainable ones, or what ``quantize`` or ``fix_gauge`` made of them.
 
     While no gradient of the cores is wanted, joined cores are kept from one call to the next. They are made anew once a
     core was changed, other than in place through ``.data``, or the layer was moved or put in training mode. With
@@ -30,7 +30,7 @@ class OperatorModule(nn.Module):
     """
 
     keeps_blocks = True
-    cores: nn.ParameterList | QuantizedCores
+    cores: Cores
 
     def __init__(self, mpo: MPO) -> None:
         super().__init__()
@@ -38,6 +38,11 @@ class OperatorModule(nn.Module):
         self._matrix_shape, self._padded_shape = mpo.shape, mpo.padded_shape
         self._shapes = contraction.shapes_of(mpo.cores)
         self._kept: Kept[list[Tensor]] = Kept()
+
+    def cores_changed(self) -> None:
+        """To be called once :attr:`cores` holds others, of the same legs."""
+        self._shapes = contraction.shapes_of(tuple(self.cores))
+        self._kept = Kept()
 
     @property
     def mpo(self) -> MPO:
@@ -106,7 +111,7 @@ def bias_parameter(bias: Tensor | None, size: int, mpo: MPO) -> nn.Parameter | N
     return nn.Parameter(bias.detach().to(mpo.device, mpo.dtype).clone())
 
 
-def operator(cores: nn.ParameterList | QuantizedCores, shape: tuple[int, int]) -> MPO:
+def operator(cores: Cores, shape: tuple[int, int]) -> MPO:
     """The MPO of parameters, unchecked: the checks of its constructor would read every core at every step."""
     mpo = MPO.__new__(MPO)
     mpo._set(tuple(cores), shape, 0.0, None)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from unbraid.ground.errors import InvalidInputError
 from unbraid.ground.random import stream
 from unbraid.nn.integers import QuantizedCores, check_bits, core_of, rounded
-from unbraid.nn.kept import Kept
 from unbraid.nn.kinds import check_weight, is_linear, kind_of
 from unbraid.nn.layers import DisentangledLinear
 from unbraid.nn.operator import OperatorModule
@@ -88,7 +87,7 @@ def quantize(model: Model, targets: Targets | None = None, *, bits: int = 8, inp
         new = copy.deepcopy(layer)
         new.cores = _quantized(layer.core if isinstance(layer, DisentangledLinear) else layer.mpo, bits)
         if isinstance(new, OperatorModule):
-            new._kept = Kept()
+            new.cores_changed()
         return new
 
     return replace_layers(model, layers, convert, inplace, "quantize")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,11 @@ from unbraid.ground import progress
 from unbraid.ground.errors import InvalidInputError
 from unbraid.nn.calibration import as_batches
 from unbraid.nn.heal import History, heal
-from unbraid.nn.hidden import check_slices, first_output, mask_of, squared_error, variance
+from unbraid.nn.hidden import check_shapes, check_slices, first_output, mask_of, recorded, squared_error, variance
 from unbraid.nn.modes import keeping_modes
 from unbraid.nn.task import Task, regression
+
+KEPT_BYTES = 2 * 2**30  # of the teacher's outputs
 
 
 def heal_slices(
@@ -69,23 +71,26 @@ def heal_slices(
     found = as_batches(batches)
     names = check_slices({"model": model, "teacher": teacher}, slices)
     histories = {}
-    for name in progress.track(names, "slices", len(names)):
-        part = model.get_submodule(name)
-        if not any(parameter.requires_grad for parameter in part.parameters()):
+    for name in names:
+        if not any(parameter.requires_grad for parameter in model.get_submodule(name).parameters()):
             raise InvalidInputError(f"The slice {name!r} has no trainable parameters. Leave it out.")
-        targets = [_recorded(teacher, name, batch, task)[1] for batch in found]
-        scale = variance(targets, [mask_of(batch, target) for batch, target in zip(found, targets, strict=True)])
-        lessons = [_lesson(model, name, batch, task, target) for batch, target in zip(found, targets, strict=True)]
+    pairs = zip(names, _targets(teacher, names, found, task), strict=True)
+    for name, targets in progress.track(pairs, "slices", len(names)):
+        masks = [mask_of(batch, target) for batch, target in zip(found, targets, strict=True)]
+        scale = variance(targets, masks)
+        inputs = [_inputs(model, name, batch, task) for batch in found]
 
-        def loss(part: nn.Module, lesson: Any, scale: float = scale) -> Tensor:
-            inputs, target, mask = lesson
-            args, kwargs = copy.deepcopy(inputs)  # a slice may change what it gets: residuals in place, caches
-            return squared_error(first_output(part(*args, **kwargs)), target, mask) / scale
+        def loss(part: nn.Module, lesson: Any, name: str = name, scale: float = scale) -> Tensor:
+            given, target, mask = lesson
+            args, kwargs = copy.deepcopy(given)  # a slice may change what it gets: residuals in place, caches
+            output = first_output(part(*args, **kwargs))
+            check_shapes(name, output, target)
+            return squared_error(output, target, mask) / scale
 
         place = None if checkpoint_dir is None else Path(checkpoint_dir) / name
         histories[name] = heal(
-            part,
-            lessons,
+            model.get_submodule(name),
+            list(zip(inputs, targets, masks, strict=True)),
             epochs=epochs,
             lr=lr,
             loss=loss,
@@ -96,41 +101,46 @@ def heal_slices(
     return histories
 
 
-class _EnoughError(Exception):
-    """The slice has run; what comes behind it need not."""
+def _targets(teacher: nn.Module, names: Sequence[str], batches: Sequence[Any], task: Task) -> Iterator[list[Tensor]]:
+    """What each slice of the teacher puts out; of as many slices in one pass as take KEPT_BYTES together."""
+    size = sum(each.nbytes for each in _outputs(teacher, names, batches[0], task).values()) * len(batches) / len(names)
+    together = max(1, int(KEPT_BYTES / max(size, 1)))
+    for start in range(0, len(names), together):
+        group = names[start : start + together]
+        found = [_outputs(teacher, group, batch, task) for batch in batches]
+        for name in group:
+            yield [each.pop(name) for each in found]
 
 
 @torch.no_grad()
-def _recorded(model: nn.Module, name: str, batch: Any, task: Task) -> tuple[tuple[Any, Any], Tensor]:
-    """The arguments that a slice gets on a batch, and its output."""
+def _outputs(teacher: nn.Module, names: Sequence[str], batch: Any, task: Task) -> dict[str, Tensor]:
+    with keeping_modes(teacher), recorded(teacher, names) as found:
+        task.call(teacher.eval(), batch)
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise InvalidInputError(f"The slice {missing[0]!r} does not run when the model does. Leave it out.")
+    return found
+
+
+class _EnoughError(Exception):
+    """The slice is about to run; what comes from there on need not."""
+
+
+@torch.no_grad()
+def _inputs(model: nn.Module, name: str, batch: Any, task: Task) -> tuple[Any, Any]:
+    """The arguments that a slice gets on a batch."""
     kept: list[Any] = []
 
-    def keep_inputs(_: nn.Module, args: Any, kwargs: Any) -> None:
+    def keep(_: nn.Module, args: Any, kwargs: Any) -> None:
         kept.append(copy.deepcopy((args, kwargs)))
-
-    def keep_output(_: nn.Module, __: Any, output: Any) -> None:
-        kept.append(first_output(output))
         raise _EnoughError
 
-    part = model.get_submodule(name)
-    hooks = [part.register_forward_pre_hook(keep_inputs, with_kwargs=True), part.register_forward_hook(keep_output)]
+    hook = model.get_submodule(name).register_forward_pre_hook(keep, with_kwargs=True)
     try:
         with keeping_modes(model), suppress(_EnoughError):
             task.call(model.eval(), batch)
     finally:
-        for hook in hooks:
-            hook.remove()
-    if len(kept) < 2:
+        hook.remove()
+    if not kept:
         raise InvalidInputError(f"The slice {name!r} does not run when the model does. Leave it out.")
-    return kept[0], kept[1]
-
-
-def _lesson(
-    model: nn.Module, name: str, batch: Any, task: Task, target: Tensor
-) -> tuple[tuple[Any, Any], Tensor, Tensor | None]:
-    inputs, output = _recorded(model, name, batch, task)
-    if output.shape != target.shape:
-        raise InvalidInputError(
-            f"The slice {name!r} puts out {tuple(output.shape)}, that of the teacher {tuple(target.shape)}."
-        )
-    return inputs, target, mask_of(batch, target)
+    return kept[0]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, normalize
 
 from unbraid.ground.errors import InvalidInputError, require_choice, require_finite
-from unbraid.nn.hidden import check_slices, mask_of, recorded, squared_error, variance
+from unbraid.nn.hidden import check_shapes, check_slices, mask_of, recorded, squared_error, variance
 from unbraid.nn.modes import keeping_modes
 
 KINDS = ("classes", "vectors")
@@ -203,10 +203,7 @@ def _relative_error(name: str, found: Mapping[str, Tensor], targets: Mapping[str
     if name not in targets or name not in found:
         raise InvalidInputError(f"The slice {name!r} does not run when the model does. Leave it out.")
     output, wanted = found[name], targets[name]
-    if output.shape != wanted.shape:
-        raise InvalidInputError(
-            f"The slice {name!r} puts out {tuple(output.shape)}, that of the teacher {tuple(wanted.shape)}."
-        )
+    check_shapes(name, output, wanted)
     mask = mask_of(batch, wanted)
     return squared_error(output, wanted, mask) / variance([wanted], [mask])
 

@@ -13,7 +13,7 @@ from torch import nn
 from unbraid.disentangling import Disentangled
 from unbraid.ground.errors import InvalidInputError
 from unbraid.ground.manifest import build_manifest
-from unbraid.nn import InputMoments, Task, classification, heal, input_moments, quantize, tensorize
+from unbraid.nn import InputMoments, Task, classification, fix_gauge, heal, input_moments, quantize, tensorize
 from unbraid.nn.heal import History
 from unbraid.nn.integers import count_numbers
 from unbraid.nn.kinds import is_linear
@@ -132,12 +132,13 @@ def compress_model(
     sites: str | None = None,
     allocation: str | os.PathLike[str] | None = None,
     aware: bool = False,
+    without_gauge: bool = False,
     bits: int | None = None,
     epochs: int,
     lr: float,
     checkpoint_dir: str | os.PathLike[str],
 ) -> nn.Module:
-    """Write layers as operators, heal them on what the steps have, store them as integers; every network is noted.
+    """Write layers as operators, heal them on what the steps have, store them as asked; every network is noted.
 
     Args:
         model: any module; it is not changed.
@@ -147,6 +148,7 @@ def compress_model(
         sites: of :func:`unbraid.tensorize`; by default those of the allocation, else "auto".
         allocation: a file that ``unbraid scan --budget`` wrote, which says layers and their budgets.
         aware: whether operators are fitted to the layers' outputs on training samples.
+        without_gauge: whether cores are stored without the numbers of their gauge.
         bits: of the integers; None for none.
         epochs: passes of the healing.
         lr: its peak learning rate.
@@ -174,6 +176,9 @@ def compress_model(
     steps.add("before", model)
     steps.add("mpo", after)
     steps.heal("healed", after, epochs, lr, checkpoint_dir)
+    if without_gauge:
+        after = fix_gauge(after)
+        steps.add("gauge", after)
     if bits is not None:
         after = quantize(after, bits=bits)
         steps.add("quantized", after)

@@ -10,6 +10,7 @@ _STEPS = {
     "dense": "plain linear layers",
     "mpo": "layers as MPOs",
     "healed": "MPOs after healing",
+    "gauge": "MPOs, gauge fixed",
     "quantized": "MPOs with cores of integers",
     "explicit": "MPOs replaced by circuits and cores",
     "disentangled": "circuits and cores",

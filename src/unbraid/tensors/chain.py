@@ -61,11 +61,17 @@ def split_exactly(tensor: Tensor, legs: Sequence[int]) -> Chain:
 
 
 def contract(cores: Sequence[Tensor]) -> Tensor:
-    """Dense tensor of a chain, shape (prod(legs),)."""
-    dense = cores[0].reshape(-1, cores[0].shape[2])
-    for core in cores[1:]:
-        dense = (dense @ core.reshape(core.shape[0], -1)).reshape(-1, core.shape[2])
-    return dense.reshape(-1)
+    """Dense tensor of a chain, shape (prod(legs),): both ends up to the largest bond, then one product."""
+    meet = max(range(len(cores)), key=lambda k: cores[k].shape[2])
+    left = cores[0].reshape(-1, cores[0].shape[2])
+    for core in cores[1 : meet + 1]:
+        left = (left @ core.reshape(core.shape[0], -1)).reshape(-1, core.shape[2])
+    if meet == len(cores) - 1:  # no bond is larger than the trivial one at the end
+        return left.reshape(-1)
+    right = cores[-1].reshape(cores[-1].shape[0], -1)
+    for core in reversed(cores[meet + 1 : -1]):
+        right = (core.reshape(-1, core.shape[2]) @ right).reshape(core.shape[0], -1)
+    return (left @ right).reshape(-1)
 
 
 def canonicalize(cores: Sequence[Tensor], center: int) -> tuple[Chain, Tensor]:

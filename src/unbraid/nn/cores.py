@@ -1,0 +1,60 @@
+"""What the cores of a layer are made of: parameters as they are, free rows of a fixed gauge, or integers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from unbraid.nn.integers import QuantizedCores
+from unbraid.tensors.gauge import FixedGauge, whole_core
+
+
+class GaugeFixedCores(nn.Module):
+    """Cores with identities among their rows, which are not stored; iterating makes them whole.
+
+    Args:
+        gauge: of real cores (left, out, in, right); free rows become trainable parameters.
+    """
+
+    orders: Tensor
+
+    def __init__(self, gauge: FixedGauge) -> None:
+        super().__init__()
+        self._shapes = gauge.shapes
+        self.free = nn.ParameterList([nn.Parameter(part) for part in gauge.free])
+        self.register_buffer("orders", torch.cat([torch.empty(0, dtype=torch.int32), *(gauge.orders)]))
+
+    @classmethod
+    def zeros(cls, shapes: Sequence[torch.Size], dtype: torch.dtype) -> GaugeFixedCores:
+        """All free entries zero, pivots first."""
+        rows = [prod(shape[:-1]) for shape in shapes[:-1]]
+        free = [torch.zeros(n - shape[-1], shape[-1], dtype=dtype) for n, shape in zip(rows, shapes, strict=False)]
+        orders = tuple(torch.arange(n, dtype=torch.int32) for n in rows)
+        return cls(FixedGauge(tuple(shapes), orders, (*free, torch.zeros(shapes[-1], dtype=dtype))))
+
+    def says_where_rows_are(self, orders: Tensor) -> bool:
+        """Whether these orders, of a file say, are permutations of the rows of each core."""
+        rows = [prod(shape[:-1]) for shape in self._shapes[:-1]]
+        return all(torch.equal(part.sort().values.cpu(), torch.arange(len(part))) for part in orders.long().split(rows))
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        orders = self.orders.split([prod(shape[:-1]) for shape in self._shapes[:-1]])
+        for shape, order, free in zip(self._shapes[:-1], orders, self.free, strict=False):
+            yield whole_core(shape, order, free)
+        yield self.free[-1]
+
+
+Cores = nn.ParameterList | GaugeFixedCores | QuantizedCores
+
+
+def stored(cores: Cores) -> tuple[Tensor, ...]:
+    """The tensors that cores are made of, numbers last."""
+    if isinstance(cores, QuantizedCores):
+        return (cores.integers, cores.scales)
+    return (cores.orders, *cores.free) if isinstance(cores, GaugeFixedCores) else tuple(cores)
