@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -300,9 +300,11 @@ def _content(data: Any) -> str:
 
 
 def _tensors_of(content: Any) -> list[Tensor]:
-    """All tensors within lists, tuples and mappings."""
+    """All tensors within lists, tuples, mappings and dataclasses."""
     if isinstance(content, Tensor):
         return [content]
+    if is_dataclass(content):
+        content = vars(content)
     parts = content.values() if isinstance(content, Mapping) else content if isinstance(content, (list, tuple)) else ()
     return [tensor for part in parts for tensor in _tensors_of(part)]
 

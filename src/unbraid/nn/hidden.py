@@ -66,6 +66,17 @@ def recorded(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
             hook.remove()
 
 
+def check_run(names: Sequence[str], found: Mapping[str, Tensor]) -> None:
+    """Refuse a slice that put out nothing.
+
+    Raises:
+        InvalidInputError: naming it.
+    """
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise InvalidInputError(f"The slice {missing[0]!r} does not run when the model does. Leave it out.")
+
+
 def check_shapes(name: str, output: Tensor, wanted: Tensor) -> None:
     """Refuse a slice whose output cannot be compared with the teacher's.
 

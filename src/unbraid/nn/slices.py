@@ -22,7 +22,16 @@ from unbraid.ground import progress
 from unbraid.ground.errors import InvalidInputError
 from unbraid.nn.calibration import as_batches
 from unbraid.nn.heal import History, heal
-from unbraid.nn.hidden import check_shapes, check_slices, first_output, mask_of, recorded, squared_error, variance
+from unbraid.nn.hidden import (
+    check_run,
+    check_shapes,
+    check_slices,
+    first_output,
+    mask_of,
+    recorded,
+    squared_error,
+    variance,
+)
 from unbraid.nn.modes import keeping_modes
 from unbraid.nn.task import Task, regression
 
@@ -116,9 +125,7 @@ def _targets(teacher: nn.Module, names: Sequence[str], batches: Sequence[Any], t
 def _outputs(teacher: nn.Module, names: Sequence[str], batch: Any, task: Task) -> dict[str, Tensor]:
     with keeping_modes(teacher), recorded(teacher, names) as found:
         task.call(teacher.eval(), batch)
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise InvalidInputError(f"The slice {missing[0]!r} does not run when the model does. Leave it out.")
+    check_run(names, found)
     return found
 
 
@@ -141,6 +148,5 @@ def _inputs(model: nn.Module, name: str, batch: Any, task: Task) -> tuple[Any, A
             task.call(model.eval(), batch)
     finally:
         hook.remove()
-    if not kept:
-        raise InvalidInputError(f"The slice {name!r} does not run when the model does. Leave it out.")
+    check_run([name], {name: torch.empty(0)} if kept else {})
     return kept[0]

@@ -16,10 +16,28 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, normalize
 
 from unbraid.ground.errors import InvalidInputError, require_choice, require_finite
-from unbraid.nn.hidden import check_shapes, check_slices, mask_of, recorded, squared_error, variance
+from unbraid.nn.hidden import check_run, check_shapes, check_slices, mask_of, recorded, squared_error, variance
 from unbraid.nn.modes import keeping_modes
 
 KINDS = ("classes", "vectors")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a teacher puts out on a batch.
+
+    Attributes:
+        outputs: of the whole.
+        slices: of modules within it, by name.
+    """
+
+    outputs: Tensor
+    slices: Mapping[str, Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors."""
+        return self.outputs.nbytes + sum(each.nbytes for each in self.slices.values())
 
 
 @dataclass(frozen=True)
@@ -140,17 +158,39 @@ class Task:
         names = check_slices({"teacher": teacher}, slices) if slices else []
 
         def distilled(model: nn.Module, batch: Any) -> Tensor:
-            with torch.no_grad(), keeping_modes(teacher), recorded(teacher, names) as targets:
-                wanted = self.outputs(teacher.eval(), batch)
-            if names:
-                check_slices({"model": model}, names)
-            with recorded(model, names) as found:
-                value = self.distance(self.outputs(model, batch), wanted)
-            for name in names:
-                value = value + _relative_error(name, found, targets, batch) / len(names)
-            return value
+            return self.imitation(model, batch, self.lesson(teacher, batch, names))
 
         return distilled
+
+    @torch.no_grad()
+    def lesson(self, teacher: nn.Module, batch: Any, slices: Sequence[str] = ()) -> Lesson:
+        """What the teacher puts out, in evaluation mode.
+
+        Raises:
+            InvalidInputError: if the teacher lacks a slice, or cannot run on the batch.
+        """
+        names = check_slices({"teacher": teacher}, slices) if slices else []
+        with keeping_modes(teacher), recorded(teacher, names) as found:
+            outputs = self.run(teacher.eval(), batch)
+        check_run(names, found)
+        return Lesson(outputs, found)
+
+    def imitation(self, model: nn.Module, batch: Any, lesson: Lesson) -> Tensor:
+        """The loss of :meth:`distillation`, with the teacher's part at hand.
+
+        Raises:
+            InvalidInputError: if the model lacks a slice, or one puts out no tensor of the teacher's shape.
+        """
+        names = check_slices({"model": model}, list(lesson.slices)) if lesson.slices else []
+        with recorded(model, names) as found:
+            value = self.distance(self.outputs(model, batch), lesson.outputs)
+        check_run(names, found)
+        for name, wanted in lesson.slices.items():
+            check_shapes(name, found[name], wanted)
+            mask = mask_of(batch, wanted)
+            error = squared_error(found[name], wanted, mask) / variance([wanted], [mask])
+            value = value + error / len(names)
+        return value
 
     def distance(self, outputs: Tensor, original: Tensor) -> Tensor:
         """Mean distance of outputs from those of the original, a scalar."""
@@ -197,15 +237,6 @@ def sentence_embedding() -> Task:
         return normalize((hidden * mask).sum(1) / mask.sum(1).clamp_min(1e-9), dim=-1)
 
     return Task("vectors", outputs)
-
-
-def _relative_error(name: str, found: Mapping[str, Tensor], targets: Mapping[str, Tensor], batch: Any) -> Tensor:
-    if name not in targets or name not in found:
-        raise InvalidInputError(f"The slice {name!r} does not run when the model does. Leave it out.")
-    output, wanted = found[name], targets[name]
-    check_shapes(name, output, wanted)
-    mask = mask_of(batch, wanted)
-    return squared_error(output, wanted, mask) / variance([wanted], [mask])
 
 
 def _described(batch: Any) -> str:

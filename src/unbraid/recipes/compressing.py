@@ -29,14 +29,14 @@ from unbraid.nn import (
     sensitivity,
     tensorize,
 )
-from unbraid.nn.calibration import batch_size
 from unbraid.nn.heal import History
 from unbraid.nn.kinds import matrix_of
 from unbraid.nn.modes import keeping_modes
+from unbraid.nn.task import Lesson
 from unbraid.tensors.ladder import ladder
 from unbraid.tensors.sites import low_rank_sites
 
-KEPT_BYTES = 2 * 2**30  # of a teacher's outputs
+KEPT_BYTES = 2 * 2**30  # of what a teacher puts out
 
 
 @dataclass(frozen=True)
@@ -169,23 +169,28 @@ def distil(
 ) -> History:
     """Heal in place towards the teacher's outputs, and those of slices; the best pass on validation data stays.
 
-    The outputs of the whole are computed once where they take less than 2 GiB and no slices count, and at every pass
-    elsewhere. Validation looks at the outputs of the whole alone.
+    What the teacher puts out is computed once for as many batches as fit into 2 GiB, and at every pass for the others.
+    Validation looks at the outputs of the whole alone.
     """
-    distilled, both = task.distillation(teacher), task.distillation(teacher, slices)
-    with torch.no_grad(), keeping_modes(teacher):
-        teacher.eval()
-        size = task.run(teacher, max(train, key=batch_size)).nbytes * (len(train) + len(validation))
-        lessons, exams = (
-            [(batch, task.run(teacher, batch) if kept else None) for batch in part]
-            for part, kept in ((train, size <= KEPT_BYTES and not slices), (validation, size <= KEPT_BYTES))
-        )
+    left = KEPT_BYTES
 
-    def loss(network: nn.Module, lesson: tuple[Any, Tensor | None]) -> Tensor:
-        batch, wanted = lesson
-        if slices and network.training:
-            return both(network, batch)
-        return distilled(network, batch) if wanted is None else task.distance(task.outputs(network, batch), wanted)
+    def lesson(batch: Any, training: bool) -> Lesson:
+        return task.lesson(teacher, batch, slices if training else ())
+
+    def kept(batch: Any, training: bool) -> tuple[Any, Lesson | None]:
+        nonlocal left
+        if left <= 0:
+            return batch, None
+        known = lesson(batch, training)
+        left -= known.nbytes
+        return batch, known
+
+    exams = [kept(batch, training=False) for batch in validation]
+    lessons = [kept(batch, training=True) for batch in train]
+
+    def loss(network: nn.Module, pair: tuple[Any, Lesson | None]) -> Tensor:
+        batch, known = pair
+        return task.imitation(network, batch, known or lesson(batch, network.training))
 
     return heal(
         model,
