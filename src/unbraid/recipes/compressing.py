@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from unbraid.nn import (
     InputMoments,
     LayerSensitivity,
+    MPOLinear,
     SensitivityPoint,
     Task,
     allocate,
@@ -29,13 +31,16 @@ from unbraid.nn import (
     sensitivity,
     tensorize,
 )
+from unbraid.nn.gauge import fix_gauge
 from unbraid.nn.heal import History
 from unbraid.nn.kinds import matrix_of
 from unbraid.nn.modes import keeping_modes
 from unbraid.nn.task import Lesson
+from unbraid.tensors.gauge import degrees_of_freedom
 from unbraid.tensors.ladder import ladder
 from unbraid.tensors.sites import low_rank_sites
 
+_TRIALS = 3
 KEPT_BYTES = 2 * 2**30  # of what a teacher puts out
 
 
@@ -44,51 +49,57 @@ class Way:
     """How layers are written before they are healed.
 
     Attributes:
+        kind: of the row in the table.
+        meaning: in words.
         sites: of :func:`unbraid.tensorize`.
         aware: whether the moments of the inputs count.
         slopes: whether those of the loss's slopes in the outputs count too.
         allocated: whether the budget is spent by sensitivity, or equally.
-        sliced: whether a part of the healing is slice by slice.
-        kind: of the row in the table.
-        meaning: in words.
+        sliced: whether a part of the healing is slice by slice, and hidden states are targets of the rest.
+        lean: whether the gauge is fixed afterwards, and what that saves is spent on larger bonds.
     """
 
-    sites: str
-    aware: bool
-    slopes: bool
-    allocated: bool
-    sliced: bool
     kind: str
     meaning: str
+    sites: str = "auto"
+    aware: bool = False
+    slopes: bool = False
+    allocated: bool = False
+    sliced: bool = False
+    lean: bool = False
 
 
 WAYS = {
-    "low rank": Way("low-rank", False, False, False, False, "control", "truncated SVD, every layer the same fraction"),
+    "low rank": Way("control", "truncated SVD, every layer the same fraction", "low-rank"),
     "low rank, slice by slice": Way(
-        "low-rank", False, False, False, True, "control", "the same, healed slice by slice, then as a whole"
+        "control", "the same, healed slice by slice, then as a whole", "low-rank", sliced=True
     ),
     "low rank, data-aware": Way(
-        "low-rank",
-        True,
-        False,
-        False,
-        False,
-        "control",
-        "truncated SVD of the weight times the root of its inputs' covariance",
+        "control", "truncated SVD of the weight times the root of its inputs' covariance", "low-rank", aware=True
     ),
-    "operators": Way("auto", False, False, False, False, "hybrid", "MPOs by TT-SVD, every layer the same fraction"),
+    "operators": Way("hybrid", "MPOs by TT-SVD, every layer the same fraction"),
     "operators, data-aware": Way(
-        "auto", True, False, False, False, "hybrid", "MPOs fitted to the layers' outputs, every layer the same fraction"
+        "hybrid", "MPOs fitted to the layers' outputs, every layer the same fraction", aware=True
     ),
     "operators, data-aware, allocated": Way(
-        "best",
-        True,
-        True,
-        True,
-        True,
         "hybrid",
         "the best of three layouts a layer, fitted to its outputs as the loss sees them, the budget spent by "
         "sensitivity, healed slice by slice, then as a whole",
+        "best",
+        aware=True,
+        slopes=True,
+        allocated=True,
+        sliced=True,
+    ),
+    "operators, data-aware, allocated, gauge fixed": Way(
+        "hybrid",
+        "the same with larger bonds, whose gauge is fixed once they are healed: as many numbers are stored",
+        "best",
+        aware=True,
+        slopes=True,
+        allocated=True,
+        sliced=True,
+        lean=True,
     ),
 }
 
@@ -144,14 +155,42 @@ def compressed(
     moments: Mapping[str, InputMoments],
     profile: Sequence[LayerSensitivity],
 ) -> nn.Module:
-    """A copy of the model with its layers written as operators, within the budget of their weights."""
+    """A copy of the model with its layers written as operators, within the budget of their weights.
+
+    Where the gauge is to be fixed, entries are such that what is left of them then is within the budget.
+    """
     known = None
     if way.aware:
         known = moments if way.slopes else {name: replace(each, slopes=None) for name, each in moments.items()}
     if not way.allocated:
         return tensorize(model, targets, budget=budget, sites=way.sites, moments=known)
-    options = allocate(profile, budget).options
-    return tensorize(model, list(options), sites=way.sites, layer_options=options, moments=known)
+
+    def allocated(share: float) -> nn.Module:
+        options = allocate(profile, share).options
+        return tensorize(model, list(options), sites=way.sites, layer_options=options, moments=known)
+
+    return _filled(allocated, budget, profile) if way.lean else allocated(budget)
+
+
+def _filled(build: Callable[[float], nn.Module], budget: float, profile: Sequence[LayerSensitivity]) -> nn.Module:
+    """The largest of a few ``build(share)`` whose layers hold at most the budget once their gauge is fixed."""
+    weights = sum(layer.parameters for layer in profile)
+
+    def kept(model: nn.Module) -> float:
+        layers = [model.get_submodule(layer.name) for layer in profile]
+        dense = sum(matrix_of(layer).numel() for layer in layers if isinstance(layer, nn.Linear))
+        cores = [tuple(layer.mpo.cores) for layer in layers if isinstance(layer, MPOLinear)]
+        return (dense + sum(degrees_of_freedom([core.shape for core in each]) for each in cores)) / weights
+
+    share = budget
+    best = build(share)
+    for _ in range(_TRIALS):
+        wanted = min(1.0, share * (budget / kept(best)) ** 0.95)  # a little less than in proportion
+        trial = build(wanted)
+        if kept(trial) > budget:
+            break
+        share, best = wanted, trial
+    return best
 
 
 def distil(
@@ -218,16 +257,18 @@ def healed(
     sliced_epochs: int,
     lr: float,
     sliced_lr: float,
+    rest_lr: float,
     seed: int,
 ) -> nn.Module:
     """A healed copy, after ``epochs`` passes in all."""
     student = copy.deepcopy(model)
+    whole = partial(distil, student, teacher, task, train, validation, seed=seed)
     if way.sliced:
         heal_slices(student, teacher, train, slices, epochs=sliced_epochs, lr=sliced_lr, task=task, seed=seed)
-    rest = epochs - sliced_epochs if way.sliced else epochs
-    matched = slices if way.sliced else ()
-    distil(student, teacher, task, train, validation, epochs=rest, lr=lr, seed=seed, slices=matched)
-    return student
+        whole(epochs=epochs - sliced_epochs, lr=rest_lr, slices=slices)
+    else:
+        whole(epochs=epochs, lr=lr)
+    return fix_gauge(student) if way.lean else student
 
 
 def relative_time(model: nn.Module, original: nn.Module, run: Callable[[nn.Module], Any], repeats: int = 7) -> float:

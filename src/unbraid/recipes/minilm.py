@@ -63,7 +63,7 @@ TARGETS = r"encoder\.layer\..*"
 FEED_FORWARD = "encoder.layer.0.intermediate.dense"
 ORIGINAL, SCAN, BRUTE, CIRCUITS, PROFILE = "original", "scan", "brute force", "circuits", "profile"
 TEXTS = {"train": "text/wikitext2-valid.txt", "test": "text/wikitext2-test.txt"}
-OURS, BASELINE = "operators, data-aware, allocated", "low rank"
+OURS, BASELINE = "operators, data-aware, allocated, gauge fixed", "low rank"
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,9 @@ class Settings:
         batch_size: sentences.
         epochs: passes of the healing.
         sliced_epochs: those of them that go slice by slice, where any do.
-        lr: peak learning rate.
+        lr: peak learning rate of the whole, without passes slice by slice.
         sliced_lr: that of the passes slice by slice.
+        rest_lr: that of the passes behind those.
         depths: layers of SO(4) gates a side of the disentangled layer.
         core_bond: of its core.
         sweeps: of its disentangling, at most.
@@ -100,10 +101,11 @@ class Settings:
     train: int = 7000
     test: int = 1000
     batch_size: int = 32
-    epochs: int = 6
+    epochs: int = 8
     sliced_epochs: int = 3
-    lr: float = 3e-4
+    lr: float = 5e-4
     sliced_lr: float = 1e-3
+    rest_lr: float = 1.5e-4
     depths: tuple[int, ...] = (1, 2, 4)
     core_bond: int = 16
     sweeps: int = 30
@@ -232,6 +234,7 @@ def run_way(request: Request, profile: list[dict[str, Any]], way: str, budget: f
         sliced_epochs=settings.sliced_epochs,
         lr=settings.lr,
         sliced_lr=settings.sliced_lr,
+        rest_lr=settings.rest_lr,
         seed=seed,
     )
     integers = {}

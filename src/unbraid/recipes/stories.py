@@ -61,7 +61,7 @@ TARGETS = r"model\.layers\..*"
 LAYER = "model.layers.2.self_attn.q_proj"
 TEXTS = {part: f"text/stories260k/{part}.txt" for part in ("train", "valid", "test")}
 ORIGINAL, SCAN, BRUTE, CIRCUITS, PROFILE = "original", "scan", "brute force", "circuits", "profile"
-OURS, BASELINE = "operators, data-aware, allocated", "low rank"
+OURS, BASELINE = "operators, data-aware, allocated, gauge fixed", "low rank"
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,9 @@ class Settings:
         batch_size: rows.
         epochs: passes of the healing.
         sliced_epochs: those of them that go slice by slice, where any do.
-        lr: peak learning rate.
+        lr: peak learning rate of the whole, without passes slice by slice.
         sliced_lr: that of the passes slice by slice.
+        rest_lr: that of the passes behind those.
         bodies: qubits of the gates of the disentangled layer.
         depths: layers of gates a side.
         sweeps: of the disentangling, at most.
@@ -102,6 +103,7 @@ class Settings:
     sliced_epochs: int = 2
     lr: float = 1e-3
     sliced_lr: float = 2e-3
+    rest_lr: float = 1e-3
     bodies: tuple[int, ...] = (2, 3, 4, 5)
     depths: tuple[int, ...] = (1, 2, 4)
     sweeps: int = 200
@@ -227,6 +229,7 @@ def run_way(request: Request, profile: list[dict[str, Any]], way: str, budget: f
         sliced_epochs=settings.sliced_epochs,
         lr=settings.lr,
         sliced_lr=settings.sliced_lr,
+        rest_lr=settings.rest_lr,
         seed=seed,
     )
     integers = {}
