@@ -26,6 +26,7 @@ PACKAGES = (
     "qiskit-aer",
     "qiskit-experiments",
     "qiskit-ibm-runtime",
+    "transformers",
 )
 
 
