@@ -8,7 +8,6 @@ from torch import nn
 
 from unbraid.ground.errors import InvalidInputError
 from unbraid.nn import MPOLinear, Task, classification, heal, sentence_embedding, tensorize
-from unbraid.nn import slices as slices_module
 from unbraid.nn.slices import heal_slices
 
 SLICES = ["blocks.0", "blocks.1", "blocks.2"]
@@ -327,51 +326,3 @@ def test_slices_that_cannot_be_matched_are_refused():
         task.distillation(teacher, ["idle"])(student, batches[0])
     with pytest.raises(InvalidInputError, match=r"puts out \(16, 12\), that of the teacher \(16, 10\)"):
         task.distillation(Net(width=10), SLICES)(student, batches[0])
-
-
-@pytest.mark.parametrize("way", ["", "tuple", "in place"])
-def test_slopes_weigh_what_the_outputs_see(way):
-    """The head reads one feature in two: slices whose errors are weighted get those right at the others' expense."""
-    found = []
-    for slopes in (False, True):
-        teacher, _, batches = pair(way)
-        with torch.no_grad():
-            teacher.head.weight[:, 1::2] = 0
-        student = tensorize(teacher, ["up", "down"], budget=0.3)
-        before = state(teacher)
-        heal_slices(student, teacher, batches, SLICES, epochs=60, lr=0.01, slopes=slopes)
-        assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
-        assert all(parameter.requires_grad and parameter.grad is None for parameter in teacher.parameters())
-        assert not any(module._forward_hooks for module in teacher.modules())
-        x = torch.cat(batches)
-        with torch.no_grad():
-            found.append(float(torch.dist(student(x), teacher(x))))
-    assert found[1] < 0.8 * found[0]
-
-
-def test_weights_are_roots_of_the_damped_moment_of_slopes():
-    class Tokens(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner, self.head = nn.Linear(4, 4), nn.Linear(4, 3, bias=False)
-
-        def forward(self, x, attention_mask):
-            return self.head(self.inner(x))
-
-    torch.manual_seed(0)
-    teacher = Tokens()
-    mask = torch.ones(400, 5, dtype=torch.long)
-    mask[:, 3:] = 0
-    batch = {"x": torch.randn(400, 5, 4), "attention_mask": mask}
-    task = Task("vectors", lambda model, given: model(**given))
-    root = slices_module._weights(teacher, ["inner"], [batch], task, seed=0)["inner"]
-    moment = (teacher.head.weight.mT @ teacher.head.weight).detach()
-    wanted = moment / moment.diagonal().mean() + 0.1 * torch.eye(4)
-    assert torch.allclose(root @ root.mT, wanted, atol=0.15)
-
-
-def test_slices_that_no_slopes_reach_are_refused():
-    teacher, student, batches = pair()
-    task = Task("vectors", lambda model, batch: model.first(batch))
-    with pytest.raises(InvalidInputError, match="do not depend on the layers"):
-        heal_slices(student, teacher, batches, ["blocks.0"], epochs=1, lr=0.01, task=task, slopes=True)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from unbraid.ground import progress
 from unbraid.ground.errors import InvalidInputError
 from unbraid.ground.random import stream
-from unbraid.nn.hidden import first_output
 from unbraid.nn.kinds import is_linear
 from unbraid.nn.layers import MPOLinear
 from unbraid.nn.modes import frozen, keeping_modes
@@ -205,12 +204,11 @@ def watching_slopes(layers: Mapping[str, nn.Module], see: Callable[[str, Tensor]
     hooks = []
     for name, layer in layers.items():
 
-        def watch(_: nn.Module, __: Any, output: Any, name: str = name) -> Any:
-            first = first_output(output)
-            first = first + first.new_zeros((), requires_grad=torch.is_grad_enabled())  # where a frozen graph begins
-            if first.requires_grad:
-                first.register_hook(lambda slope: see(name, slope))
-            return first if isinstance(output, Tensor) else type(output)((first, *output[1:]))
+        def watch(_: nn.Module, __: Any, output: Tensor, name: str = name) -> Tensor:
+            output = output + output.new_zeros((), requires_grad=torch.is_grad_enabled())  # where a frozen graph begins
+            if output.requires_grad:
+                output.register_hook(lambda slope: see(name, slope))
+            return output
 
         hooks.append(layer.register_forward_hook(watch))
     try:

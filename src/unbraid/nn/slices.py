@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from unbraid.ground import progress
 from unbraid.ground.errors import InvalidInputError
-from unbraid.ground.random import stream
-from unbraid.nn.calibration import as_batches, batch_size, seen_rows, watching_slopes
+from unbraid.nn.calibration import as_batches
 from unbraid.nn.heal import History, heal
 from unbraid.nn.hidden import (
     check_run,
@@ -33,12 +32,10 @@ from unbraid.nn.hidden import (
     squared_error,
     variance,
 )
-from unbraid.nn.modes import frozen, keeping_modes
+from unbraid.nn.modes import keeping_modes
 from unbraid.nn.task import Task, regression
-from unbraid.tensors.weighted import SLOPE_DAMPING, damped
 
 KEPT_BYTES = 2 * 2**30  # of the teacher's outputs
-_SLOPE_SAMPLES = 512
 
 
 def heal_slices(
@@ -50,7 +47,6 @@ def heal_slices(
     epochs: int,
     lr: float,
     task: Task | None = None,
-    slopes: bool = False,
     checkpoint_dir: str | os.PathLike[str] | None = None,
     seed: int = 0,
     **options: Any,
@@ -68,8 +64,6 @@ def heal_slices(
         epochs: passes a slice.
         lr: peak learning rate.
         task: how the models run on a batch; by default model(batch), model(batch[0]) or model(**batch).
-        slopes: whether errors count as much as the task's loss sees of them, by the second moment of its slopes in what
-            a slice of the teacher puts out, on up to 512 samples. It is damped by a tenth of its mean.
         checkpoint_dir: a folder a slice is kept there, and resumed from.
         seed: of :func:`unbraid.heal`.
         **options: others of :func:`unbraid.heal`, such as ``optimizer``, ``scheduler``, ``weight_decay``. Its
@@ -89,15 +83,18 @@ def heal_slices(
     for name in names:
         if not any(parameter.requires_grad for parameter in model.get_submodule(name).parameters()):
             raise InvalidInputError(f"The slice {name!r} has no trainable parameters. Leave it out.")
-    weights = _weights(teacher, names, found, task, seed) if slopes else {}
     pairs = zip(names, _targets(teacher, names, found, task), strict=True)
     for name, targets in progress.track(pairs, "slices", len(names)):
         masks = [mask_of(batch, target) for batch, target in zip(found, targets, strict=True)]
-        weight = weights.get(name)
-        scale = variance(targets if weight is None else [target @ weight for target in targets], masks)
+        scale = variance(targets, masks)
         inputs = [_inputs(model, name, batch, task) for batch in found]
 
-        loss = _loss(name, scale, weight)
+        def loss(part: nn.Module, lesson: Any, name: str = name, scale: float = scale) -> Tensor:
+            given, target, mask = lesson
+            args, kwargs = copy.deepcopy(given)  # a slice may change what it gets: residuals in place, caches
+            output = first_output(part(*args, **kwargs))
+            check_shapes(name, output, target)
+            return squared_error(output, target, mask) / scale
 
         place = None if checkpoint_dir is None else Path(checkpoint_dir) / name
         histories[name] = heal(
@@ -111,49 +108,6 @@ def heal_slices(
             **{"dropout": False} | options,
         )
     return histories
-
-
-def _loss(name: str, scale: float, weight: Tensor | None) -> Callable[[nn.Module, Any], Tensor]:
-    def loss(part: nn.Module, lesson: Any) -> Tensor:
-        given, target, mask = lesson
-        args, kwargs = copy.deepcopy(given)  # a slice may change what it gets: residuals in place, caches
-        output = first_output(part(*args, **kwargs))
-        check_shapes(name, output, target)
-        if weight is not None:
-            output, target = (output - target) @ weight, torch.zeros_like(target)
-        return squared_error(output, target, mask) / scale
-
-    return loss
-
-
-def _weights(
-    teacher: nn.Module, names: Sequence[str], batches: Sequence[Any], task: Task, seed: int
-) -> dict[str, Tensor]:
-    """For each slice a root of the second moment of the loss's slopes in what it puts out, shape (features, features).
-
-    Errors times it have the squares that the loss sees.
-    """
-    moments: dict[str, Tensor] = {}
-    mask: Tensor | None = None
-
-    def see(name: str, slope: Tensor) -> None:
-        rows = seen_rows(slope, mask, name)
-        moments[name] = moments.get(name, 0) + rows.mT @ rows
-
-    seen = 0
-    with torch.enable_grad(), keeping_modes(teacher), frozen(teacher):
-        teacher.eval()
-        for number, batch in enumerate(batches):
-            mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-            with watching_slopes({name: teacher.get_submodule(name) for name in names}, see):
-                scalar, _ = task.probe(task.run(teacher, batch), stream(seed, "slopes", number))
-                scalar.backward()
-            seen += batch_size(batch)
-            if seen >= _SLOPE_SAMPLES:
-                break
-    check_run(names, moments)
-    dtype = next(teacher.parameters()).dtype
-    return {name: torch.linalg.cholesky(damped(moment, SLOPE_DAMPING)).to(dtype) for name, moment in moments.items()}
 
 
 def _targets(teacher: nn.Module, names: Sequence[str], batches: Sequence[Any], task: Task) -> Iterator[list[Tensor]]:

@@ -34,7 +34,7 @@ _ENOUGH = 0.01  # a sweep that lowers the error by less, relatively, is the last
 _STEPS = 8  # of conjugate gradients a core
 _TRIALS = 6  # of ranks for an error
 _AIM = 0.98  # of the error allowed: ranks are whole numbers
-SLOPE_DAMPING = 0.1  # likewise for outputs: slopes tell of small changes only
+_SLOPE_DAMPING = 0.1  # likewise for outputs: slopes tell of small changes only
 
 
 def check_covariance(covariance: Tensor, size: int, name: str = "covariance") -> None:
@@ -174,7 +174,7 @@ class OutputProblem:
     ) -> None:
         rows, columns = weight.shape
         self.weight, self.metric = weight, damped(covariance.to(weight.device))
-        self.slope_metric = None if slopes is None else damped(slopes.to(weight.device), SLOPE_DAMPING)
+        self.slope_metric = None if slopes is None else damped(slopes.to(weight.device), _SLOPE_DAMPING)
         self.outs, self.ins = tuple(outs), tuple(ins)
         height, width = math.prod(outs), math.prod(ins)
         roots, inverses, moment = _by_leg(self.metric, self.ins, DAMPING)
@@ -185,7 +185,7 @@ class OutputProblem:
         padded = pad(weight.to(torch.float64) / self.scale, (0, width - columns, 0, height - rows))
         target = _by_legs(padded, roots, self.ins)
         if self.slope_metric is not None:
-            roots, self.slope_inverse, moment = _by_leg(self.slope_metric, self.outs, SLOPE_DAMPING)
+            roots, self.slope_inverse, moment = _by_leg(self.slope_metric, self.outs, _SLOPE_DAMPING)
             target = _by_legs(target.mT.contiguous(), roots, self.outs).mT.contiguous()
             self.slope_moment = None if moment is None else moment.to(work)
         self.target = target.to(work)
