@@ -22,6 +22,7 @@ from unbraid.recipes.language import (
     sentences,
     similarity,
     token_rows,
+    windows,
 )
 
 
@@ -143,3 +144,20 @@ def test_texts_and_tokenizers_that_are_none_are_refused(llama, bert, language_da
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InvalidInputError, match="holds no tokenizer"):
         open_language_model(tmp_path)
+
+
+@given(st.integers(0, 99), st.integers(1, 4), st.integers(0, 5))
+def test_windows_are_pieces_of_the_running_text(seed, least, more):
+    texts = ["a b c d", "e f", "g h i j k"]
+    found = windows(texts, 7, (least, least + more), torch.Generator().manual_seed(seed))
+    assert len(found) == 7
+    assert all(piece in "a b c d e f g h i j k" for piece in found)
+    assert all(least <= len(piece.split()) <= least + more for piece in found)
+    assert found == windows(texts, 7, (least, least + more), torch.Generator().manual_seed(seed))
+
+
+def test_windows_need_as_many_words():
+    with pytest.raises(InvalidInputError, match="The text has 2 words; pieces of up to 3 need more"):
+        windows(["a", "b"], 1, (1, 3), torch.Generator())
+    whole = [windows(["a b c"], 1, (3, 3), torch.Generator().manual_seed(seed)) for seed in range(5)]
+    assert whole == [["a b c"]] * 5

@@ -167,6 +167,29 @@ def sentences(text: str) -> list[str]:
     return list(found)
 
 
+def windows(texts: Sequence[str], count: int, words: tuple[int, int], generator: torch.Generator) -> list[str]:
+    """Pieces of texts one after another, from any word on: a model's outputs are learnt from more than sentences.
+
+    Args:
+        texts: sentences, in any order.
+        count: pieces.
+        words: of a piece, at least and at most.
+        generator: on the CPU.
+
+    Raises:
+        InvalidInputError: if the texts have too few words.
+    """
+    running = " ".join(texts).split()
+    if len(running) < words[1]:
+        raise InvalidInputError(f"The text has {len(running)} words; pieces of up to {words[1]} need more.")
+    found = []
+    for _ in range(count):
+        size = int(torch.randint(words[0], words[1] + 1, (), generator=generator))
+        start = int(torch.randint(len(running) - size + 1, (), generator=generator))
+        found.append(" ".join(running[start : start + size]))
+    return found
+
+
 def document_tokens(tokenizer: Any, text: str) -> list[list[int]]:
     """Token numbers of each document, behind the one that begins a text, where there is such a token."""
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
