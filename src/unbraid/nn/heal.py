@@ -99,8 +99,7 @@ def heal(
         batch_size: for (x, y) data.
         patience: stop after so many epochs without a better validation score.
         weight_decay: of the default optimizer.
-        dropout: whether the model's dropout acts. Towards the outputs of a teacher it only adds noise: a pretrained
-            transformer can end worse than it was before.
+        dropout: whether the model's dropout acts. Towards the outputs of a teacher it only adds noise.
 
     Returns:
         The history.
