@@ -106,11 +106,11 @@ class Settings:
     words: tuple[int, int] = (6, 45)
     test: int = 1000
     batch_size: int = 32
-    epochs: int = 8
-    sliced_epochs: int = 3
+    epochs: int = 5
+    sliced_epochs: int = 1
     lr: float = 5e-4
     sliced_lr: float = 1e-3
-    rest_lr: float = 1.5e-4
+    rest_lr: float = 2e-4
     depths: tuple[int, ...] = (1, 2, 4)
     core_bond: int = 16
     sweeps: int = 30
