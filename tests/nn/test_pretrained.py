@@ -251,7 +251,7 @@ def circuit(**change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(version=3), "Update unbraid"),
+        (lambda c: c.update(version=4), "Update unbraid"),
         (lambda c: c.pop("layers"), "layers"),
         (lambda c: c.pop("declaration"), "declaration"),
         (lambda c: c.update(surprise=1), "surprise"),
