@@ -108,7 +108,7 @@ class Settings:
     batch_size: int = 32
     epochs: int = 5
     sliced_epochs: int = 1
-    lr: float = 5e-4
+    lr: float = 1e-3
     sliced_lr: float = 1e-3
     rest_lr: float = 2e-4
     depths: tuple[int, ...] = (1, 2, 4)
