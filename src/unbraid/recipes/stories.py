@@ -99,11 +99,11 @@ class Settings:
     profiled: tuple[int, ...] = (2, 4, 8, 12, 16, 24, 32, 40)
     documents: int = 1000
     batch_size: int = 16
-    epochs: int = 8
-    sliced_epochs: int = 2
-    lr: float = 1e-3
-    sliced_lr: float = 2e-3
-    rest_lr: float = 1e-3
+    epochs: int = 16
+    sliced_epochs: int = 4
+    lr: float = 1e-2
+    sliced_lr: float = 1e-2
+    rest_lr: float = 1e-2
     bodies: tuple[int, ...] = (2, 3, 4, 5)
     depths: tuple[int, ...] = (1, 2, 4)
     sweeps: int = 200
