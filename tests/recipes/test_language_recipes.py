@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from unbraid.ground.errors import InvalidInputError
-from unbraid.nn import tensorize
+from unbraid.nn import fix_gauge, get_layer_status, input_moments, tensorize
 from unbraid.recipes import compressing, minilm, stories
-from unbraid.recipes.compressing import WAYS
+from unbraid.recipes.compressing import WAYS, profile_from, profiled
 from unbraid.recipes.language import open_language_model, read_text
 from unbraid.recipes.reproduce import reproduce
 
@@ -109,3 +109,21 @@ def test_lessons_that_are_not_kept_teach_the_same(language_data, monkeypatch, sl
     assert float(both(model, batches[3]).detach()) > float(alone(model, batches[3]).detach())
     validation = sum(float(alone(model.eval(), batch).detach()) for batch in batches[3:5]) / 2
     assert min(losses[0][1]) == pytest.approx(validation, rel=1e-4)  # slices do not count there
+
+
+def test_larger_bonds_fill_what_a_fixed_gauge_leaves_of_the_budget(language_data):
+    language = open_language_model(language_data / "models/all-MiniLM-L6-v2")
+    text = read_text(language_data / "text/wikitext2-valid.txt")
+    batches = language.batches(language.samples(text, 40, 16), 16, batch_size=8)
+    profile = profile_from(profiled(language.model, batches, language.task, minilm.TARGETS, (1, 2, 3, 4, 6, 8)))
+    moments = input_moments(language.model, batches, targets=minilm.TARGETS, task=language.task, slopes=True)
+    weights, numbers = sum(layer.parameters for layer in profile), []
+    for name in ("operators, data-aware, allocated", minilm.OURS):
+        model = compressing.compressed(language.model, compressing.WAYS[name], 0.5, minilm.TARGETS, moments, profile)
+        found = fix_gauge(model) if name == minilm.OURS else model
+        status = [layer for layer in get_layer_status(found) if layer.name in {each.name for each in profile}]
+        biases = sum(layer.shape[0] for layer in status)
+        numbers.append((sum(layer.parameters for layer in status) - biases, compressing.count(model)))
+        assert numbers[-1][0] <= 0.5 * weights
+    assert numbers[1][0] > 0.9 * numbers[0][0]
+    assert numbers[1][1] > numbers[0][1]

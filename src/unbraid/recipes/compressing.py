@@ -178,8 +178,8 @@ def _filled(build: Callable[[float], nn.Module], budget: float, profile: Sequenc
 
     def kept(model: nn.Module) -> float:
         layers = [model.get_submodule(layer.name) for layer in profile]
-        dense = sum(matrix_of(layer).numel() for layer in layers if isinstance(layer, nn.Linear))
         cores = [tuple(layer.mpo.cores) for layer in layers if isinstance(layer, MPOLinear)]
+        dense = sum(matrix_of(layer).numel() for layer in layers if not isinstance(layer, MPOLinear))
         return (dense + sum(degrees_of_freedom([core.shape for core in each]) for each in cores)) / weights
 
     share = budget
