@@ -30,24 +30,29 @@ class GaugeFixedCores(nn.Module):
     @classmethod
     def zeros(cls, shapes: Sequence[torch.Size], dtype: torch.dtype) -> GaugeFixedCores:
         """All free entries zero, pivots first."""
-        rows = [prod(shape[:-1]) for shape in shapes[:-1]]
+        rows = _rows(shapes)
         free = [torch.zeros(n - shape[-1], shape[-1], dtype=dtype) for n, shape in zip(rows, shapes, strict=False)]
         orders = tuple(torch.arange(n, dtype=torch.int32) for n in rows)
         return cls(FixedGauge(tuple(shapes), orders, (*free, torch.zeros(shapes[-1], dtype=dtype))))
 
     def says_where_rows_are(self, orders: Tensor) -> bool:
         """Whether these orders, of a file say, are permutations of the rows of each core."""
-        rows = [prod(shape[:-1]) for shape in self._shapes[:-1]]
-        return all(torch.equal(part.sort().values.cpu(), torch.arange(len(part))) for part in orders.long().split(rows))
+        parts = orders.long().cpu().split(_rows(self._shapes))
+        return all(torch.equal(part.sort().values, torch.arange(len(part))) for part in parts)
 
     def __len__(self) -> int:
         return len(self._shapes)
 
     def __iter__(self) -> Iterator[Tensor]:
-        orders = self.orders.split([prod(shape[:-1]) for shape in self._shapes[:-1]])
+        orders = self.orders.split(_rows(self._shapes))
         for shape, order, free in zip(self._shapes[:-1], orders, self.free, strict=False):
             yield whole_core(shape, order, free)
         yield self.free[-1]
+
+
+def _rows(shapes: Sequence[torch.Size]) -> list[int]:
+    """Of each core but the last."""
+    return [prod(shape[:-1]) for shape in shapes[:-1]]
 
 
 Cores = nn.ParameterList | GaugeFixedCores | QuantizedCores

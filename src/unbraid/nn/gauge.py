@@ -27,7 +27,7 @@ Model = TypeVar("Model", bound=nn.Module)
 def fix_gauge(model: Model, targets: Targets | None = None, *, inplace: bool = False) -> Model:
     """Store the cores of layers without identities; weights stay as they are, but for rounding.
 
-    Do it once a model is healed: what is left can be trained too, but its entries differ more in size.
+    What is left can still be trained.
 
     Args:
         model: any module with MPO or disentangled layers; a copy is changed unless ``inplace``.

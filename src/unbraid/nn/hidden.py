@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,7 +66,7 @@ def recorded(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
             hook.remove()
 
 
-def check_run(names: Sequence[str], found: Mapping[str, Tensor]) -> None:
+def check_run(names: Sequence[str], found: Container[str]) -> None:
     """Refuse a slice that put out nothing.
 
     Raises:

@@ -148,5 +148,5 @@ def _inputs(model: nn.Module, name: str, batch: Any, task: Task) -> tuple[Any, A
             task.call(model.eval(), batch)
     finally:
         hook.remove()
-    check_run([name], {name: torch.empty(0)} if kept else {})
+    check_run([name], [name] if kept else [])
     return kept[0]

@@ -40,7 +40,7 @@ from unbraid.tensors.gauge import degrees_of_freedom
 from unbraid.tensors.ladder import ladder
 from unbraid.tensors.sites import low_rank_sites
 
-_TRIALS = 3
+_TRIALS = 3  # of filling a budget
 KEPT_BYTES = 2 * 2**30  # of what a teacher puts out
 
 
