@@ -1,14 +1,18 @@
 """On a GPU everything that trains gives what it gives on the CPU; skipped where there is none."""
 
 import copy
+import json
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 from unbraid.circuits import Circuit, brickwall, parse_ansatz
+from unbraid.cli.app import app
 from unbraid.disentangling import disentangle
+from unbraid.ground.devices import moved
 from unbraid.nn import (
     Architecture,
     DisentangledLinear,
@@ -16,16 +20,30 @@ from unbraid.nn import (
     RiemannianAdam,
     TensorLayer,
     accuracy,
+    allocate,
+    attention_entropies,
     convert_layers,
     disentangle_layers,
+    entanglement_profiles,
+    fix_gauge,
     heal,
+    heal_slices,
+    input_moments,
     load_pretrained,
     merge_back,
+    quantize,
     save_pretrained,
+    scan,
+    sensitivity,
     start_from,
     tensorize,
+    verdict,
 )
+from unbraid.nn.kinds import matrix_of
 from unbraid.quantum import shot_noise, to_quantum
+from unbraid.recipes.compressing import distil
+from unbraid.recipes.language import open_language_model, read_text
+from unbraid.recipes.reproduce import reproduce
 from unbraid.report import evaluate
 from unbraid.tensors import MPO
 
@@ -152,3 +170,95 @@ def test_disentangle():
     expected = disentangle(mpo, brickwall(4, 1), core_bond=2, max_sweeps=10, seed=0)
     found = disentangle(mpo.to(DEVICE), brickwall(4, 1), core_bond=2, max_sweeps=10, seed=0)
     assert found.overlap == pytest.approx(expected.overlap, abs=1e-5)
+
+
+def language(data_dir, name, device):
+    pytest.importorskip("transformers")
+    model = open_language_model(data_dir / "models" / name, device)
+    model.model.double()
+    return model
+
+
+@pytest.mark.parametrize("name", ["stories260k", "all-MiniLM-L6-v2"])
+def test_language_models_are_compressed_and_healed(name, language_data, tmp_path):
+    blocks, results = r"(encoder\.layer|model\.layers)\..*", []
+    for device in ("cpu", DEVICE):
+        given = language(language_data, name, device)
+        model, task = given.model, given.task
+        batches = given.batches(given.samples(read_text(language_data / "text/stories260k/train.txt"), 24, 16), 16, 8)
+        moments = input_moments(model, batches, targets=blocks, task=task, slopes=True, seed=0)
+        profile = sensitivity(model, batches, task, targets=blocks, bonds=(2, 4), moments=moments, seed=0)
+        options = allocate(profile, 0.6).options
+        small = tensorize(model, list(options), sites="best", layer_options=options, moments=moments)
+        names = [each for each, _ in model.named_modules() if each.rpartition(".")[2].isdecimal()]
+        histories = heal_slices(small, model, batches, names, epochs=2, lr=1e-3, task=task, seed=0)
+        history = distil(small, model, task, batches, batches, epochs=2, lr=1e-3, seed=0, slices=names)
+        lean = fix_gauge(small)
+        integers = quantize(small, blocks, bits=8)
+        assert all(tensor.device.type == device for each in (lean, integers) for tensor in each.state_dict().values())
+        with torch.no_grad():
+            outputs = [task.run(each, batches[0]).cpu() for each in (small, lean, integers)]
+        growths = [point.growth for layer in profile for point in layer.points]
+        losses = [loss for each in (*histories.values(), history) for loss in each.train_loss]
+        results.append((growths, losses, outputs))
+        save_pretrained(lean, tmp_path / device)
+        again = load_pretrained(tmp_path / device)
+        with torch.no_grad():
+            torch.testing.assert_close(task.run(again, moved(batches[0], "cpu")), outputs[1])
+    (growths, losses, outputs), (their_growths, their_losses, their_outputs) = results
+    assert their_growths == pytest.approx(growths, rel=1e-3, abs=1e-9)  # factors are of single precision
+    assert their_losses == pytest.approx(losses, rel=1e-2)
+    for mine, theirs in zip(outputs, their_outputs, strict=True):
+        assert float((mine - theirs).norm() / mine.norm()) < 0.05
+
+
+def test_scans(language_data):
+    given = language(language_data, "stories260k", DEVICE)
+    samples = given.samples(read_text(language_data / "text/stories260k/train.txt"), 8, 16)
+    batches = given.batches(samples, 16, 4)
+    found = scan(given.model, batches, targets=r"model\.layers\..*", task=given.task)
+    same = scan(copy.deepcopy(given.model).cpu(), moved(batches, "cpu"), targets=r"model\.layers\..*", task=given.task)
+    for mine, theirs in zip(found, same, strict=True):
+        assert [rank.bond_dims for rank in mine.ranks] == [rank.bond_dims for rank in theirs.ranks]
+        assert mine.entropies == pytest.approx(theirs.entropies, rel=1e-4)
+        growths = [[point.growth for point in each.sensitivity] for each in (mine, theirs)]
+        assert growths[0] == pytest.approx(growths[1], rel=1e-3, abs=1e-9)
+    assert all(each.profile.entropies for each in entanglement_profiles(given.model, r"model\.layers\..*"))
+    given.model.set_attn_implementation("eager")
+    assert attention_entropies(given.model, moved(samples[:2], DEVICE), lengths=(8, 16))
+
+
+def test_a_verdict():
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 8)
+    (mine,) = verdict(copy.deepcopy(layer).to(DEVICE), budget=0.3, max_depth=1, seed=0).values()
+    (theirs,) = verdict(layer, budget=0.3, max_depth=1, seed=0).values()
+    assert (mine.plain.classical, mine.low_rank.classical) == (theirs.plain.classical, theirs.low_rank.classical)
+    assert matrix_of(layer).device.type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["stories", "minilm"])
+def test_recipes_with_a_device(name, language_data, tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("matplotlib")
+    outcome = reproduce(name, tmp_path, quick=True, data_dir=language_data, device=DEVICE)
+    assert len(outcome.rows) > 1
+    assert torch.cuda.get_device_name() in (tmp_path / f"{name}.md").read_text()
+
+
+def test_verbs_with_a_device(language_data, tmp_path):
+    pytest.importorskip("transformers")
+    model, text = language_data / "models/all-MiniLM-L6-v2", language_data / "text/wikitext2-valid.txt"
+    given = ("--text", text, "--targets", r"encoder\.layer\..*", "--device", DEVICE, "--quiet")
+    said = ("--budget", 0.5, "--aware", "--fix-gauge", "--slices", r"encoder\.layer\.\d+", "--epochs", 2)
+    call("scan", model, *given, "--budget", 0.5, "--entanglement", "--out", tmp_path / "scan")
+    call("compress", model, *given, *said, "--out", tmp_path / "mpo")
+    for verb in ("scan", "mpo"):
+        manifest = json.loads((tmp_path / verb / "report.json").read_text())["manifest"]
+        assert manifest["machine"]["device"] == torch.cuda.get_device_name()
+    assert load_pretrained(tmp_path / "mpo/model")
+
+
+def call(*arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output

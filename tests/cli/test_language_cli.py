@@ -95,6 +95,23 @@ def test_a_scan_spends_a_budget_and_compress_takes_it(language_data, tmp_path):
             assert sites == "best" or len(layer.mpo.out_dims) == 2
 
 
+def test_attention_is_looked_at_within_the_positions_of_a_model(language_data, tmp_path):
+    # the model has 32 of them, less than are looked at where there are more
+    text = ["--text", language_data / TEXT, "--samples", "24", "--length", "16"]
+    options = ["--targets", ".*query", "--sites", "low-rank", "--entanglement", "--out", tmp_path]
+    done("scan", language_data / BERT, *options, *text)
+    attention = report_of(tmp_path)["extra"]["entanglement"]["attention"]
+    assert {each["length"] for each in attention} == {8, 16, 32}
+
+
+@pytest.mark.parametrize("verb", ["scan", "compress", "disentangle"])
+def test_devices_that_are_not_there_are_refused(verb, tmp_path):
+    found = call(verb, FACTORY, "--device", "cuda:99", "--out", tmp_path / "out")
+    assert isinstance(found.exception, UnbraidError)
+    assert "the device 'cuda:99'" in str(found.exception)
+    assert not (tmp_path / "out").exists()
+
+
 def test_aware_operators_keep_more_of_what_a_network_puts_out(tmp_path):
     from unbraid.nn import save_pretrained
     from unbraid.recipes.datasets import load_dataset

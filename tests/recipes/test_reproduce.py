@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from unbraid.ground.errors import InvalidInputError, MissingExtraError
 from unbraid.recipes import digits
@@ -174,6 +175,12 @@ def test_published_data_are_read_from_the_folder(mnist_dir):
     assert data.train[0].shape == (270, 64)
     files = Request("table9", Numbers(), 1, mnist_dir / "mnist").load("mnist", seed=0, size=8)
     assert files.hash == data.hash
+
+
+def test_recipes_that_cannot_be_moved_say_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "find_device", torch.device)
+    with pytest.raises(InvalidInputError, match=r"table1 computes on the CPU\. On another device: minilm, stories"):
+        reproduce("table1", tmp_path, device="cuda")
 
 
 def test_unknown_names_and_numbers_are_refused(tmp_path):

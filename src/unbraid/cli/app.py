@@ -19,6 +19,7 @@ import typer
 from rich.markup import escape
 
 from unbraid.cli.arguments import (
+    Source,
     copy_tokenizer,
     load_data,
     load_model,
@@ -29,6 +30,7 @@ from unbraid.cli.arguments import (
     weight_bytes,
 )
 from unbraid.cli.display import console, errors, print_facts, print_table, print_text, shown
+from unbraid.ground.devices import find_device
 from unbraid.ground.errors import InvalidInputError, UnbraidError
 
 INTERRUPTED = 130  # as shells count a command that Ctrl-C ended
@@ -40,11 +42,18 @@ app = typer.Typer(
     help="Trained networks as matrix product operators and quantum circuits, and what they cost.",
 )
 
+
+def _check_device(value: str) -> str:
+    find_device(value)
+    return value
+
+
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="Folder of save_pretrained, package.module:factory, or FOLDER@factory.")
 ]
 Weights = Annotated[Path | None, typer.Option(help="Safetensors file with the factory's weights.")]
 Out = Annotated[Path, typer.Option(help="Folder for the report and the artefacts; created if needed.")]
+Device = Annotated[str, typer.Option(callback=_check_device, help="Where torch computes: cpu, cuda, cuda:1, ...")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same numbers.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars; print only where the report is.")]
 TargetsOption = Annotated[
@@ -191,6 +200,7 @@ def scan(
     entanglement: Annotated[
         bool, typer.Option("--entanglement", help="Show entropy profiles of the weights (and, with --text, attention).")
     ] = False,
+    device: Device = "cpu",
     out: Out = Path("unbraid-out"),
     seed: Seed = 0,
     quiet: Quiet = False,
@@ -203,14 +213,15 @@ def scan(
         raise typer.BadParameter("--budget is spent by what the loss suffers: give --data or --text")
     place = make_directory(out)
     with shown(quiet):
-        network = load_model(model, weights)
-        source = load_samples(model, network, data, data_dir, size, download, text, samples, length, seed)
-        other = None if base is None else load_model(base, None)
+        network = load_model(model, weights).to(device)
+        source = Source(data, data_dir, size, download, text, samples, length, seed, device)
+        seen = load_samples(model, network, source)
+        other = None if base is None else load_model(base, None).to(device)
         found: Scanned = scan_model(
             network,
             split_targets(targets),
             sites.value,
-            source,
+            seen,
             budget=budget,
             base=other,
             entanglement=entanglement or base is not None,
@@ -284,6 +295,7 @@ def compress(
             help="Peak learning rate of healing; by default 0.01, with --text 0.0003; three times that by slices.",
         ),
     ] = None,
+    device: Device = "cpu",
     out: Out = Path("unbraid-out"),
     seed: Seed = 0,
     quiet: Quiet = False,
@@ -310,8 +322,9 @@ def compress(
         raise typer.BadParameter("--slices goes with --text")
     place = make_directory(out)
     with shown(quiet):
-        before = load_model(model, weights)
-        steps = load_steps(model, before, data, data_dir, size, download, text, samples, length, slices, seed)
+        before = load_model(model, weights).to(device)
+        source = Source(data, data_dir, size, download, text, samples, length, seed, device)
+        steps = load_steps(model, before, source, slices)
         after = compress_model(
             before,
             steps,
@@ -359,6 +372,7 @@ def disentangle(
     download: Download = False,
     epochs: Epochs = 20,
     lr: LearningRate = 3e-2,
+    device: Device = "cpu",
     out: Out = Path("unbraid-out"),
     seed: Seed = 0,
     quiet: Quiet = False,
@@ -372,8 +386,8 @@ def disentangle(
 
     place = make_directory(out)
     with shown(quiet):
-        before = load_model(model, weights)
-        dataset = None if data is None else load_data(data, data_dir, seed, size, download)
+        before = load_model(model, weights).to(device)
+        dataset = None if data is None else load_data(data, data_dir, seed, size, download).to(device)
         chosen = split_targets(targets)
         geometry: int | tuple[Ansatz, Ansatz] = 3 if depth is None else depth
         layers = match_layers(before, chosen, (MPOLinear,))
@@ -406,7 +420,7 @@ def disentangle(
         kept = place / "disentangling"
         options["gate"] = "so" if gate is None else gate.value
         after = disentangle_layers(before, chosen, geometry, results=results, checkpoint=kept, **options)
-        steps = Steps(dataset, seed)
+        steps = Steps(dataset, seed, device)
         steps.add("before", before)
         steps.add("explicit", after)
         steps.heal("disentangled", after, epochs, lr, place / "checkpoint")
@@ -661,6 +675,7 @@ def reproduce(
     seeds: Annotated[int | None, typer.Option(help="Number of seeds; by default the recipe's own.")] = None,
     workers: Annotated[int, typer.Option(help="Processes; -1 for one a core.")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="A small version, to see that it works.")] = False,
+    device: Device = "cpu",
     out: Out = Path("unbraid-out"),
     quiet: Quiet = False,
 ) -> None:
@@ -669,7 +684,7 @@ def reproduce(
 
     try:
         with shown(quiet):
-            outcome = remake(name, out, seeds=seeds, workers=workers, data_dir=data_dir, quick=quick)
+            outcome = remake(name, out, seeds=seeds, workers=workers, data_dir=data_dir, quick=quick, device=device)
     except KeyboardInterrupt:
         kept = len(list((out / f"{name}.tasks").glob("*.json")))
         errors.print(f"Finished tasks that are kept: {kept}. The same command goes on from there.", highlight=False)

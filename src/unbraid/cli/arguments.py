@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,54 @@ from unbraid.recipes.language import with_tokenizer
 from unbraid.recipes.language_steps import LanguageSteps, match_modules, split_text
 from unbraid.recipes.scanning import Samples, check_count, samples_of_dataset, samples_of_text
 from unbraid.recipes.steps import Steps
+
+
+@dataclass(frozen=True)
+class Source:
+    """Data, or a text, that a verb is given, or neither.
+
+    Attributes:
+        data: a data set's name, or a safetensors file.
+        data_dir: where the data set's files are.
+        size: side that images are scaled to.
+        download: whether it may be fetched.
+        text: a text file instead.
+        samples: of it, at most.
+        length: tokens of a sample, at most.
+        seed: of the data's split.
+        device: that data are put on.
+    """
+
+    data: str | None
+    data_dir: Path | None
+    size: int | None
+    download: bool
+    text: Path | None
+    samples: int
+    length: int
+    seed: int
+    device: str
+
+    def check(self) -> None:
+        """Refuse both data and text, and numbers that make no sense.
+
+        Raises:
+            InvalidInputError: saying which.
+        """
+        check_count(self.samples, self.length)
+        if self.data is not None and self.text is not None:
+            raise InvalidInputError("Give --data or --text, not both.")
+
+    def dataset(self) -> Dataset | None:
+        """The data, on the device.
+
+        Raises:
+            InvalidInputError: if they are unknown or their files are not there.
+            FileFormatError: if a file is damaged.
+        """
+        if self.data is None:
+            return None
+        return load_data(self.data, self.data_dir, self.seed, self.size, self.download).to(self.device)
 
 
 def load_model(name: str, weights: Path | None) -> nn.Module:
@@ -125,59 +174,40 @@ def load_rows(name: str, data_dir: Path | None, seed: int, size: int | None, dow
 def load_samples(
     model_name: str,
     model: nn.Module,
-    data: str | None,
-    data_dir: Path | None,
-    size: int | None,
-    download: bool,
-    text: Path | None,
-    samples: int,
-    length: int,
-    seed: int,
+    source: Source,
 ) -> Samples | None:
     """What a scan runs a model on: rows of a data set, or the beginning of a text; None without either.
 
     Raises:
         InvalidInputError: if both are given, or the model has no tokenizer for a text.
     """
-    _check_samples(data, text, samples, length)
-    if data is not None:
-        return samples_of_dataset(load_data(data, data_dir, seed, size, download), samples)
-    if text is None:
+    source.check()
+    dataset = source.dataset()
+    if dataset is not None:
+        return samples_of_dataset(dataset, source.samples)
+    if source.text is None:
         return None
-    return samples_of_text(with_tokenizer(model, _folder(model_name)), text, samples, length)
+    return samples_of_text(with_tokenizer(model, _folder(model_name)), source.text, source.samples, source.length)
 
 
 def load_steps(
     model_name: str,
     model: nn.Module,
-    data: str | None,
-    data_dir: Path | None,
-    size: int | None,
-    download: bool,
-    text: Path | None,
-    samples: int,
-    length: int,
+    source: Source,
     slices: str | None,
-    seed: int,
 ) -> Steps:
     """What judges and heals the networks of a job: a data set, a text, or neither.
 
     Raises:
         InvalidInputError: if both are given, data or text do not do, or the model has no tokenizer for a text.
     """
-    _check_samples(data, text, samples, length)
-    if text is None:
-        return Steps(None if data is None else load_data(data, data_dir, seed, size, download), seed)
+    source.check()
+    if source.text is None:
+        return Steps(source.dataset(), source.seed, source.device)
     language = with_tokenizer(model, _folder(model_name))
-    found = split_text(language, text, samples, length)
+    found = split_text(language, source.text, source.samples, source.length)
     names = [] if slices is None else match_modules(model, slices)
-    return LanguageSteps(None, seed, language=language, text=found, slices=names)
-
-
-def _check_samples(data: str | None, text: Path | None, samples: int, length: int) -> None:
-    check_count(samples, length)
-    if data is not None and text is not None:
-        raise InvalidInputError("Give --data or --text, not both.")
+    return LanguageSteps(None, source.seed, source.device, language=language, text=found, slices=names)
 
 
 def _is_file(name: str) -> bool:

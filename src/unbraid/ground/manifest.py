@@ -66,12 +66,20 @@ def hash_tensors(*tensors: Tensor) -> str:
     return digest.hexdigest()
 
 
-def build_manifest(*, seeds: dict[str, int] | None = None, data: dict[str, Any] | None = None) -> dict[str, Any]:
+def device_name(device: str | torch.device) -> str:
+    """The product's name of a GPU; "the CPU" otherwise."""
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "the CPU"
+
+
+def build_manifest(
+    *, seeds: dict[str, int] | None = None, data: dict[str, Any] | None = None, device: str | torch.device = "cpu"
+) -> dict[str, Any]:
     """Versions, seeds, commit, data, command and machine of this run, ready for JSON.
 
     Args:
         seeds: the seeds of the run by name.
         data: what identifies the data: name, hash, sizes of the splits.
+        device: where torch computed.
     """
     command = " ".join(shlex.quote(part) for part in [Path(sys.argv[0]).name, *sys.argv[1:]])
     return {
@@ -85,6 +93,7 @@ def build_manifest(*, seeds: dict[str, int] | None = None, data: dict[str, Any] 
             "processor": platform.machine(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "torch_threads": torch.get_num_threads(),
+            "device": device_name(device),
         },
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

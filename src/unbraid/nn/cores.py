@@ -25,7 +25,8 @@ class GaugeFixedCores(nn.Module):
         super().__init__()
         self._shapes = gauge.shapes
         self.free = nn.ParameterList([nn.Parameter(part) for part in gauge.free])
-        self.register_buffer("orders", torch.cat([torch.empty(0, dtype=torch.int32), *(gauge.orders)]))
+        none = torch.empty(0, dtype=torch.int32, device=gauge.free[-1].device)  # of a single core
+        self.register_buffer("orders", torch.cat([none, *gauge.orders]))
 
     @classmethod
     def zeros(cls, shapes: Sequence[torch.Size], dtype: torch.dtype) -> GaugeFixedCores:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unbraid.ground.devices import moved
 from unbraid.ground.errors import FileFormatError, InvalidInputError, require_choice, require_finite
 from unbraid.ground.files import read_tensors
 from unbraid.ground.manifest import hash_tensors
@@ -55,6 +56,11 @@ class Dataset:
     classes: tuple[str, ...]
     provenance: str
     hash: str
+
+    def to(self, device: str | torch.device) -> Dataset:
+        """The same on a device."""
+        parts = {name: moved(getattr(self, name), device) for name in ("train", "validation", "test")}
+        return replace(self, **parts)
 
     def describe(self) -> dict[str, Any]:
         """What a manifest says of the data: name, provenance, hash, classes, features and sizes; ready for JSON."""

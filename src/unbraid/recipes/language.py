@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unbraid.ground.devices import moved
 from unbraid.ground.errors import InvalidInputError, require_extra
 from unbraid.nn import Task, causal_language_model, sentence_embedding
 from unbraid.nn.modes import keeping_modes
@@ -43,6 +44,11 @@ class LanguageModel:
         return causal_language_model() if self.causal else sentence_embedding()
 
     @property
+    def device(self) -> torch.device:
+        """Of the model."""
+        return next(self.model.parameters()).device
+
+    @property
     def longest(self) -> int:
         """Tokens that it takes at once."""
         return int(getattr(self.model.config, "max_position_embeddings", 512))
@@ -63,7 +69,7 @@ class LanguageModel:
         return sentences(text)[:count]
 
     def batches(self, samples: Tensor | list[str], length: int, batch_size: int = 16) -> list[Any]:
-        """Batches of the model's task.
+        """Batches of the model's task, on its device.
 
         Args:
             samples: of :meth:`samples`.
@@ -74,18 +80,19 @@ class LanguageModel:
             InvalidInputError: if there are none.
         """
         if isinstance(samples, Tensor):
-            return list(samples.split(batch_size))
-        return sentence_batches(self.tokenizer, samples, min(length, self.longest), batch_size)
+            return moved(list(samples.split(batch_size)), self.device)
+        found = sentence_batches(self.tokenizer, samples, min(length, self.longest), batch_size)
+        return moved(found, self.device)
 
 
-def open_language_model(folder: str | Path) -> LanguageModel:
-    """A model and its tokenizer from a Hugging Face folder; nothing is fetched.
+def open_language_model(folder: str | Path, device: str | torch.device = "cpu") -> LanguageModel:
+    """A model, put on a device, and its tokenizer from a Hugging Face folder; nothing is fetched.
 
     Raises:
         InvalidInputError: if there is no such model, or no tokenizer.
         MissingExtraError: if transformers is not installed.
     """
-    return with_tokenizer(load_transformers(folder), folder)
+    return with_tokenizer(load_transformers(folder).to(device), folder)
 
 
 def with_tokenizer(model: nn.Module, folder: str | Path) -> LanguageModel:
@@ -237,10 +244,11 @@ def perplexity(model: nn.Module, token_lists: Sequence[Sequence[int]], longest: 
     """
     task = causal_language_model()
     total, count = 0.0, 0
+    device = next(model.parameters()).device
     with keeping_modes(model):
         model.eval()
         for tokens in token_lists:
-            row = torch.tensor(tokens[:longest])[None]
+            row = torch.tensor(tokens[:longest], device=device)[None]
             if row.shape[1] < 2:
                 continue
             total += float(task.loss(model, row)) * (row.shape[1] - 1)
@@ -267,6 +275,6 @@ def similarity(one: Tensor, other: Tensor) -> tuple[float, float]:
     """
     from scipy.stats import spearmanr
 
-    rows, columns = torch.triu_indices(len(one), len(one), 1)
-    pairs = [(each @ each.mT)[rows, columns].double().numpy() for each in (one, other)]
+    rows, columns = torch.triu_indices(len(one), len(one), 1, device=one.device)
+    pairs = [(each @ each.mT)[rows, columns].double().cpu().numpy() for each in (one, other)]
     return float((one * other).sum(-1).mean()), float(spearmanr(*pairs).statistic)

@@ -9,7 +9,7 @@ disentangled, and what it would take on a device is estimated.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from unbraid.disentangling import Disentangled
+from unbraid.ground.devices import moved
 from unbraid.ground.errors import InvalidInputError
 from unbraid.ground.random import stream
 from unbraid.nn import (
@@ -51,7 +52,6 @@ from unbraid.recipes.language import (
     hashes,
     open_language_model,
     read_text,
-    sentence_batches,
     sentences,
     similarity,
     windows,
@@ -150,7 +150,7 @@ class _Material:
 
 def _material(request: Request) -> _Material:
     settings: Settings = request.settings
-    language = open_language_model(find_model(NAME, request.data_dir, PACKAGE))
+    language = open_language_model(find_model(NAME, request.data_dir, PACKAGE), request.device)
     found = {part: _shuffled(request, part) for part in TEXTS}
     train = found["train"][: settings.train]
     cut = len(train) * 9 // 10
@@ -158,7 +158,7 @@ def _material(request: Request) -> _Material:
     pieces = windows(train[:cut], settings.windows, settings.words, stream(0, "windows"))
 
     def batches(texts: Sequence[str]) -> list[Any]:
-        return sentence_batches(language.tokenizer, texts, settings.length, settings.batch_size)
+        return language.batches(list(texts), settings.length, settings.batch_size)
 
     return _Material(
         language,
@@ -257,14 +257,16 @@ def run_way(request: Request, profile: list[dict[str, Any]], way: str, budget: f
         "parameters": count(student),
         "bytes": model_bytes(student),
         "integers": integers,
-        "time": relative_time(student, original, lambda each: task.outputs(each, given.test[len(given.test) // 2])),
+        "time": relative_time(
+            student, original, lambda each: task.outputs(each, moved(given.test[len(given.test) // 2], "cpu"))
+        ),
     }
 
 
 def run_circuits(request: Request) -> dict[str, Any]:
     """The first feed-forward layer with circuits: errors by depth, what padding costs, what a device would do."""
     settings: Settings = request.settings
-    given = _material(request)
+    given = _material(replace(request, device="cpu"))  # where small tensors are faster
     original = given.language.model
     layer = original.get_submodule(FEED_FORWARD)
     weight = matrix_of(layer)
@@ -482,4 +484,5 @@ RECIPE = Recipe(
     assemble=_assemble,
     plot=_plot,
     extras={"transformers": "transformers"},
+    devices=True,
 )

@@ -30,12 +30,14 @@ class Request:
         settings: the recipe's own, a frozen dataclass.
         seeds: seeds 0, 1, ..., seeds - 1.
         data_dir: of published data sets, or None.
+        device: where torch computes.
     """
 
     recipe: str
     settings: Any
     seeds: int
     data_dir: Path | None = None
+    device: str = "cpu"
 
     def load(self, name: str, *, seed: int, size: int | None = None) -> Dataset:
         """A published data set from the folder of ``--data-dir``.
@@ -143,6 +145,7 @@ class Recipe:
         assemble: from the results by the name of the task.
         plot: writes the PNG file.
         extras: modules that it needs besides, and the extra that each comes with; looked for before any work.
+        devices: whether tasks heed the device of a request; the others compute on the CPU.
     """
 
     settings: Any
@@ -154,6 +157,7 @@ class Recipe:
     assemble: Callable[[Request, Mapping[str, Any]], Outcome]
     plot: Callable[[Path, Sequence[Row]], None]
     extras: Mapping[str, str] = field(default_factory=dict)
+    devices: bool = False
 
 
 GATE_COUNTS = {"qiskit_ibm_runtime.fake_provider": "ibm"}  # extras of recipes that transpile

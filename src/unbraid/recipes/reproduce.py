@@ -8,9 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from unbraid.ground.devices import find_device
 from unbraid.ground.errors import FileFormatError, InvalidInputError, require_choice, require_extra
 from unbraid.ground.files import make_directory, problem_hash, read_json, write_json, write_text
-from unbraid.ground.manifest import build_manifest, versions
+from unbraid.ground.manifest import build_manifest, device_name, versions
 from unbraid.ground.parallel import fan_out, one_thread, require_workers
 from unbraid.recipes import (
     digits,
@@ -64,6 +65,7 @@ def reproduce(
     workers: int = 1,
     data_dir: str | os.PathLike[str] | None = None,
     quick: bool = False,
+    device: str = "cpu",
 ) -> Outcome:
     """Remake a table or figure; writes ``NAME.json``, ``NAME.md`` and ``NAME.png``.
 
@@ -74,12 +76,14 @@ def reproduce(
         workers: processes; the results do not depend on it.
         data_dir: where published data sets lie.
         quick: a small version, to see that it works.
+        device: where torch computes, such as "cuda"; not every recipe can be moved.
 
     Returns:
         Note and tables.
 
     Raises:
-        InvalidInputError: if the name is unknown, a number out of range, or data are missing.
+        InvalidInputError: if the name is unknown, a number out of range, data are missing, or there is no such
+            device.
         OutputError: if ``out`` cannot be written to.
         MissingExtraError: if matplotlib is not installed, or something else that the recipe needs.
     """
@@ -88,6 +92,9 @@ def reproduce(
         raise InvalidInputError(f"seeds must be at least 1; got {seeds}.")
     require_workers(workers)
     recipe = RECIPES[name]
+    if find_device(device).type != "cpu" and not recipe.devices:
+        movable = ", ".join(name for name, each in RECIPES.items() if each.devices)
+        raise InvalidInputError(f"reproduce {name} computes on the CPU. On another device: {movable}.")
     for module, extra in {"matplotlib": "report", **recipe.extras}.items():
         require_extra(module, extra)
     request = Request(
@@ -95,6 +102,7 @@ def reproduce(
         settings=recipe.quick if quick else recipe.settings,
         seeds=seeds or (recipe.quick_seeds if quick else recipe.seeds),
         data_dir=None if data_dir is None else Path(data_dir),
+        device=device,
     )
     place = make_directory(out)
     load = recipe.data
@@ -104,6 +112,7 @@ def reproduce(
     manifest = build_manifest(
         seeds={f"seed {seed}": seed for seed in range(request.seeds)},
         data={f"seed {seed}": found for seed, found in data.items()},
+        device=device,
     )
     content = {
         "title": outcome.title,
@@ -124,6 +133,8 @@ def _run(
 ) -> dict[str, Any]:
     """All results by the name of the task: first those that wait for nothing, then the others."""
     common = {"recipe": request.recipe, "versions": versions(), "settings": asdict(request.settings)}
+    if request.device != "cpu":
+        common["device"] = device_name(request.device)
     problems: dict[str, str] = {}
     results: dict[str, Any] = {}
     waiting = [task for task in tasks if task.after is not None]
@@ -181,7 +192,7 @@ def _markdown(outcome: Outcome, manifest: dict[str, Any]) -> str:
     found = ", ".join(f"{package} {version}" for package, version in manifest["versions"].items())
     if manifest["data"]:
         lines += [f"Data of seed 0: {manifest['data']['seed 0']['provenance']}.", ""]
-    lines += [f"Made by `{manifest['command']}` with {found}.", ""]
+    lines += [f"Made by `{manifest['command']}` on {manifest['machine']['device']} with {found}.", ""]
     return "\n".join(lines)
 
 

@@ -76,8 +76,9 @@ def samples_of_text(language: LanguageModel, path: Path, count: int, length: int
     batches = language.batches(language.samples(text, count, length), length)
     beginning = text[: 40 * _ATTENTION_TOKENS]
     ids = torch.tensor(language.tokenizer(beginning, add_special_tokens=False, verbose=False)["input_ids"])
-    rows = min(_ATTENTION_ROWS, len(ids) // _ATTENTION_TOKENS)
-    tokens = ids[: rows * _ATTENTION_TOKENS].reshape(rows, -1) if rows else None
+    most = min(_ATTENTION_TOKENS, language.longest)
+    rows = min(_ATTENTION_ROWS, len(ids) // most)
+    tokens = ids[: rows * most].reshape(rows, -1).to(language.device) if rows else None
     return Samples(language.task, batches, tokens, {"name": path.name, "samples": count, "tokens": length})
 
 
@@ -183,7 +184,11 @@ def scan_model(
         layers=[layer.to_dict() for layer in found],
         notes=notes,
         extra=extra,
-        manifest=build_manifest(seeds={"seed": seed}, data=None if samples is None else samples.told),
+        manifest=build_manifest(
+            seeds={"seed": seed},
+            data=None if samples is None else samples.told,
+            device=next((parameter.device for parameter in model.parameters()), "cpu"),
+        ),
     )
     short = [[(row[0].removeprefix(prefix), *row[1:]) for row in table] for table in tables]
     return Scanned(report, prefix, short, sites, allocation)

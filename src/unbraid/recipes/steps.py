@@ -33,6 +33,7 @@ class Steps:
     Attributes:
         dataset: to heal on and to test with, or None.
         seed: of the job.
+        device: where torch computes.
         accuracy: fraction right by the name of the step.
         parameters: trainable scalars by the name of the step.
         histories: of healings, by the name of the step.
@@ -40,6 +41,7 @@ class Steps:
 
     dataset: Dataset | None
     seed: int
+    device: str = "cpu"
     accuracy: dict[str, float] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
     histories: dict[str, History] = field(default_factory=dict)
@@ -112,7 +114,7 @@ class Steps:
             parameters=dict(self.parameters),
             samples={} if self.dataset is None else dict.fromkeys(self.accuracy, len(self.dataset.test[1])),
             curves={f"{name}: training loss": history.train_loss for name, history in self.histories.items()},
-            manifest=build_manifest(seeds={"seed": self.seed}, data=data),
+            manifest=build_manifest(seeds={"seed": self.seed}, data=data, device=self.device),
             overlap=None if only is None else only.overlap,
             ceiling=None if only is None else only.ceiling,
             extra={"disentangling": outcomes} if outcomes else {},

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,17 +145,17 @@ def _material(request: Request) -> _Material:
         raise InvalidInputError(
             f"reproduce stories needs models/{NAME} and {', '.join(TEXTS.values())}: give their folder with --data-dir."
         )
-    language = open_language_model(find_model(NAME, request.data_dir))
+    language = open_language_model(find_model(NAME, request.data_dir), request.device)
     texts = {part: read_text(request.data_dir / name) for part, name in TEXTS.items()}
     rows = {part: token_rows(language.tokenizer, texts[part], settings.length) for part in ("train", "valid")}
     train = rows["train"][: settings.train]
     held = {part: document_tokens(language.tokenizer, texts[part])[: settings.documents] for part in ("valid", "test")}
     return _Material(
         language,
-        list(train.split(settings.batch_size)),
-        list(train[: settings.calibration].split(settings.batch_size)),
-        list(train[: settings.scanned].split(settings.batch_size)),
-        list(rows["valid"].split(settings.batch_size)),
+        language.batches(train, settings.length, settings.batch_size),
+        language.batches(train[: settings.calibration], settings.length, settings.batch_size),
+        language.batches(train[: settings.scanned], settings.length, settings.batch_size),
+        language.batches(rows["valid"], settings.length, settings.batch_size),
         held,
     )
 
@@ -242,14 +242,14 @@ def run_way(request: Request, profile: list[dict[str, Any]], way: str, budget: f
         "parameters": count(student),
         "bytes": model_bytes(student),
         "integers": integers,
-        "time": relative_time(student, original, lambda each: task.outputs(each, given.validation[0])),
+        "time": relative_time(student, original, lambda each: task.outputs(each, given.validation[0].cpu())),
     }
 
 
 def run_circuits(request: Request) -> dict[str, Any]:
     """One layer disentangled around a core of bond 1: perplexity by width and depth of the gates, nothing healed."""
     settings: Settings = request.settings
-    given = _material(request)
+    given = _material(replace(request, device="cpu"))  # where small tensors are faster
     original = given.language.model
     qubits = qubits_for(matrix_of(original.get_submodule(LAYER)).shape[0])
     whole = tensorize(original, [LAYER], sites="qubits")
@@ -448,4 +448,5 @@ RECIPE = Recipe(
     assemble=_assemble,
     plot=_plot,
     extras={"transformers": "transformers"},
+    devices=True,
 )
