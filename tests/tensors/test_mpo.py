@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from unbraid.ground.errors import InvalidInputError
 from unbraid.tensors import MPO, inner, overlap
+from unbraid.tensors.chain import least_ranks
 from unbraid.tensors.sites import auto_sites, qubit_sites
 from unbraid.tensors.subspace import METHODS
 
@@ -202,6 +203,23 @@ def tt_svd(exact, outs, ins, ranks):
         rest = s[:rank, None] * vh[:rank]
     tensor = (left @ rest.reshape(left.shape[1], -1)).reshape([d for pair in zip(outs, ins, strict=True) for d in pair])
     return tensor.permute([*range(0, 2 * n, 2), *range(1, 2 * n, 2)]).reshape(math.prod(outs), -1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("rel_error", [0.0, 1e-3, 0.1, 0.5])
+def test_no_chain_of_lower_ranks_is_within_the_error(dtype, rel_error):
+    tensor = torch.randn(4 * 3 * 5, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    tensor = tensor / torch.linalg.vector_norm(tensor)
+    unfoldings = (tensor.reshape(4, 15), tensor.reshape(12, 5))
+    values = [torch.linalg.svdvals(unfolding) for unfolding in unfoldings]
+    least = least_ranks(values, rel_error, 1e-13)
+    assert least == [4, 5] if rel_error == 0 else all(rank < size for rank, size in zip(least, (5, 6), strict=True))
+    for unfolding, rank in zip(unfoldings, least, strict=True):
+        u, s, vh = torch.linalg.svd(unfolding, full_matrices=False)
+        errors = [torch.linalg.vector_norm(unfolding - u[:, :r] * s[:r] @ vh[:r]) for r in (rank - 1, rank)]
+        assert errors[0] > rel_error
+        assert errors[1] <= rel_error + 1e-12
+    assert least_ranks(values, rel_error, 2.0) == [1, 1]  # all of it may be noise
 
 
 @settings(max_examples=30)

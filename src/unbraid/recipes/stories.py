@@ -101,7 +101,7 @@ class Settings:
     batch_size: int = 16
     epochs: int = 16
     sliced_epochs: int = 4
-    lr: float = 1e-2
+    lr: float = 5e-3
     sliced_lr: float = 1e-2
     rest_lr: float = 1e-2
     bodies: tuple[int, ...] = (2, 3, 4, 5)

@@ -258,14 +258,29 @@ def _neighbours(ranks: Sequence[int], caps: Sequence[int], legs: Sequence[int], 
     return found
 
 
-def lower_ranks(cores: Sequence[Tensor], allowed: Callable[[Chain], bool]) -> Chain:
+def least_ranks(values: Sequence[Tensor], rel_error: float, noise: float) -> list[int]:
+    """The rank of each bond below which no chain is within the error, whatever its other bonds are (Eckart, Young).
+
+    Args:
+        values: normalised Schmidt values a bond of what is approximated, descending; those that are rounding may lack.
+        rel_error: allowed.
+        noise: of the values, which ranks must not depend on.
+    """
+    allowed = ((1 + 1e-6) * rel_error + noise) ** 2
+    tails = [each.double().square().flip(0).cumsum(0) for each in values]  # of the last, the last two, ...
+    return [max(1, len(tail) - int((tail <= allowed).sum())) for tail in tails]
+
+
+def lower_ranks(cores: Sequence[Tensor], allowed: Callable[[Chain], bool], least: Sequence[int] | None = None) -> Chain:
     """Lower bonds of a chain, those that free most parameters first, until no bond can be lowered by even one.
 
     Args:
         cores: a chain for which ``allowed`` holds.
         allowed: whether a trial chain still meets the error bound.
+        least: of each bond, where ranks below are known to fail (:func:`least_ranks`).
     """
     cores = list(cores)
+    floors = [1] * (len(cores) - 1) if least is None else least
     lowered = True
     while lowered:
         lowered = False
@@ -273,16 +288,16 @@ def lower_ranks(cores: Sequence[Tensor], allowed: Callable[[Chain], bool]) -> Ch
             range(len(cores) - 1), key=lambda k: -(cores[k].shape[:2].numel() + cores[k + 1].shape[1:].numel())
         )
         for k in order:
-            trial = _truncate_bond(cores, k, allowed)
+            trial = _truncate_bond(cores, k, allowed, floors[k])
             if trial is not None:
                 cores, lowered = trial, True
     return cores
 
 
-def _truncate_bond(cores: Chain, bond: int, allowed: Callable[[Chain], bool]) -> Chain | None:
-    """Truncate one bond as far as ``allowed`` permits; None if not even by one."""
+def _truncate_bond(cores: Chain, bond: int, allowed: Callable[[Chain], bool], least: int) -> Chain | None:
+    """Truncate one bond as far as ``allowed`` permits, to no less than ``least``; None if not even by one."""
     rank = cores[bond].shape[2]
-    if rank == 1:
+    if rank <= least:
         return None
     centered, log_norm = canonicalize(cores, bond)
     left, leg, _ = centered[bond].shape
@@ -296,7 +311,7 @@ def _truncate_bond(cores: Chain, bond: int, allowed: Callable[[Chain], bool]) ->
         return trial
 
     best: Chain | None = None
-    low, high = 1, min(rank - 1, s.numel())
+    low, high = least, min(rank - 1, s.numel())
     if not allowed(kept(high)):  # most bonds cannot be lowered: one trial tells
         return None
     while low <= high:

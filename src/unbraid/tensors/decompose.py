@@ -18,6 +18,8 @@ from unbraid.ground.errors import InvalidInputError, require_finite
 from unbraid.tensors import chain, subspace
 from unbraid.tensors.legs import interleave
 
+_NOISE = {"exact": 1e-13, "gram": 1e-7}  # of singular values, over the norm
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -71,7 +73,7 @@ def decompose(
     matrix = pad(weight, padding).to(work) if any(padding) else weight.to(work)
     legs = [o * i for o, i in zip(outs, ins, strict=True)]
     rel_error = 4 * torch.finfo(weight.dtype).eps if unlimited else limits.rel_error
-    ranks = _ranks(matrix, outs, ins, limits, rel_error, method)
+    ranks, least = _ranks(matrix, outs, ins, limits, rel_error, method)
 
     def anew(ranks: Sequence[int]) -> chain.Chain:
         return tensor_train(matrix, outs, ins, ranks, method, seed)
@@ -90,7 +92,7 @@ def decompose(
         return float(torch.linalg.vector_norm(rough - tensor)) <= allowance
 
     if allowed(cores):
-        cores = _lowered(cores, None if unlimited else anew, allowed)
+        cores = _lowered(cores, None if unlimited else anew, allowed, least)
     elif limits.max_bond is None:
         cores = chain.split_exactly(tensor, legs)
     if unlimited:
@@ -102,13 +104,13 @@ def decompose(
 
 def _ranks(
     matrix: Tensor, outs: Sequence[int], ins: Sequence[int], limits: Limits, rel_error: float | None, method: str
-) -> list[int]:
-    """One a bond, within the limits."""
+) -> tuple[list[int], list[int]]:
+    """One a bond, within the limits; and those below which the error is known to be too large."""
     legs = [o * i for o, i in zip(outs, ins, strict=True)]
     sizes = [min(math.prod(legs[: k + 1]), math.prod(legs[k + 1 :])) for k in range(len(legs) - 1)]
     caps = [size if limits.max_bond is None else min(size, limits.max_bond) for size in sizes]
     if rel_error is None and limits.max_parameters is None:
-        return caps
+        return caps, [1] * len(caps)
     norm = torch.linalg.vector_norm(matrix, dtype=torch.complex128 if matrix.is_complex() else torch.float64)
     values = [
         _above_rounding(subspace.singular_values(_unfolded(matrix, outs, ins, k + 1), method) / norm, method)
@@ -117,7 +119,10 @@ def _ranks(
     caps = [min(cap, len(each)) for cap, each in zip(caps, values, strict=True)]
     if limits.max_parameters is not None:
         caps = chain.ranks_for_entries(values, legs, limits.max_parameters, caps)
-    return caps if rel_error is None else chain.ranks_for_error(values, legs, rel_error, caps)
+    if rel_error is None:
+        return caps, [1] * len(caps)
+    noise = _NOISE["exact" if method in ("svd", "qr") else "gram"]
+    return chain.ranks_for_error(values, legs, rel_error, caps), chain.least_ranks(values, rel_error, noise)
 
 
 def tensor_train(
@@ -191,16 +196,17 @@ def _lowered(
     cores: chain.Chain,
     anew: Callable[[Sequence[int]], chain.Chain] | None,
     allowed: Callable[[chain.Chain], bool],
+    least: Sequence[int],
 ) -> chain.Chain:
     """Lower ranks until truncating a bond of the chain, or decomposing ``anew`` with one rank less, fails."""
     if anew is None:
-        return chain.lower_ranks(cores, allowed)
+        return chain.lower_ranks(cores, allowed, least)
     again = True
     while again:
-        cores, again = chain.lower_ranks(cores, allowed), False
+        cores, again = chain.lower_ranks(cores, allowed, least), False
         ranks = [core.shape[2] for core in cores[:-1]]
         for k, rank in enumerate(ranks):
-            if rank == 1:
+            if rank <= least[k]:
                 continue
             trial = anew([r - (j == k) for j, r in enumerate(ranks)])
             if allowed(trial):

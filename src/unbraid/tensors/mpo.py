@@ -342,12 +342,13 @@ class MPO:
             return float(torch.exp(log_size) * torch.linalg.vector_norm(difference[0]))  # a zero keeps its zeros
 
         negative = [*cores[:-1], -cores[-1]]
+        least = chain.least_ranks(chain.schmidt_values(cores)[0], rel_error, 1e-13)
         for bound in (rel_error, rel_error / 2, rel_error / 8, 0.0):  # near rounding a tighter truncation may be needed
             lowered, log_factor = self._truncated(cores, max_bond, bound)
             whole = spread_scale(lowered, log_factor)
             fits = error(whole) <= rel_error
             if fits:
-                whole = chain.lower_ranks(whole, lambda trial: error(trial) <= rel_error)
+                whole = chain.lower_ranks(whole, lambda trial: error(trial) <= rel_error, least)
             if fits or max_bond is not None:
                 return self._like([core.to(self.dtype) for core in whole], self.log_scale + log_norm)
         return self
