@@ -10,7 +10,9 @@ from unbraid.circuits import Circuit, brickwall
 from unbraid.circuits.ansatz import Ansatz
 from unbraid.circuits.gates import num_generators
 from unbraid.disentangling import Disentangled, weight_verdict
-from unbraid.disentangling.verdict import _Layout, _Search, _Side, _Store
+from unbraid.disentangling.verdict.layouts import Layout, Side
+from unbraid.disentangling.verdict.search import Search
+from unbraid.disentangling.verdict.store import Store
 from unbraid.ground.errors import InvalidInputError
 from unbraid.tensors import MPO
 
@@ -109,7 +111,7 @@ def test_a_price_is_where_the_costs_meet():
     seed=st.integers(0, 50),
 )
 def test_circuits_keep_what_the_core_cannot_take_up_and_reach_no_further_than_said(dims, body, depth, parity, seed):
-    side = _Side.of(dims, depth, body, parity)
+    side = Side.of(dims, depth, body, parity)
     wires = sum(dim.bit_length() - 1 for dim in dims)
     whole = brickwall(wires, depth, min(body, wires), parity=parity)
     assert side.parameters <= sum(num_generators("so", 2 ** len(gate.wires)) for gate in whole.gates())
@@ -127,7 +129,7 @@ def test_circuits_keep_what_the_core_cannot_take_up_and_reach_no_further_than_sa
 def test_gauge_counts_the_directions_that_change_nothing():
     dims, wires = (2, 2, 2), 3
     core = MPO.random(dims, dims, 4, seed=0, dtype=torch.float64)
-    side = _Side.of(dims, 2, 2, 0)
+    side = Side.of(dims, 2, 2, 0)
     circuit = Circuit(side.ansatz, "random", 1, dtype=torch.float64)
     parameters = [p.detach() for p in circuit.parameters()]
     names = [name for name, _ in circuit.named_parameters()]
@@ -150,20 +152,20 @@ def test_gauge_counts_the_directions_that_change_nothing():
 
 
 def test_no_gate_within_one_site_next_to_the_core_is_kept():
-    side = _Side.of((4, 4), 1, 2, 0)  # gates on wires 0, 1 and 2, 3: both within a site
+    side = Side.of((4, 4), 1, 2, 0)  # gates on wires 0, 1 and 2, 3: both within a site
     assert side.ansatz == Ansatz((2,) * 4, ())
-    crossing = _Side.of((4, 4), 1, 2, 1)
+    crossing = Side.of((4, 4), 1, 2, 1)
     assert [gate.wires for gate in crossing.ansatz.gates()] == [(1, 2)]
     assert crossing.gauge == 2  # the core takes up a rotation of either wire
 
 
 def test_the_bound_on_the_bonds_holds_for_circuits_that_exist():
     W = circuits_around_a_core(bond=2)
-    search = _Search(W, 1e-6, None, 1, 10, 0, _Store(None, ""))
-    layout = _Layout((2,) * 4, (2,) * 4)
-    sides = _Side.of(layout.out_dims, 2, 2, 0), _Side.of(layout.in_dims, 2, 2, 0)
+    search = Search(W, 1e-6, None, 1, 10, 0, Store(None, ""))
+    layout = Layout((2,) * 4, (2,) * 4)
+    sides = Side.of(layout.out_dims, 2, 2, 0), Side.of(layout.in_dims, 2, 2, 0)
     assert all(bond <= 2 for bond in search.least_bonds(layout, sides))
-    without = _Side.of(layout.out_dims, 1, 2, 0), _Side.of(layout.in_dims, 1, 2, 0)
+    without = Side.of(layout.out_dims, 1, 2, 0), Side.of(layout.in_dims, 1, 2, 0)
     assert search.least_bonds(layout, without)[1] > 2  # no gate of one layer crosses the middle
 
 
