@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -123,3 +124,23 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
     width = max((len(name) for name, _ in facts), default=0)
     for name, value in facts:
         console.print(f"{name.ljust(width)}  {value}", highlight=False, markup=False, soft_wrap=True)
+
+
+def finish(
+    rows: list[tuple[str, ...]],
+    out: Path,
+    quiet: bool,
+    *,
+    facts: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Print a table and what else is known, unless ``quiet``, and where the report is."""
+    if not quiet:
+        print_table(rows)
+        print_facts(facts)
+    written(out / "report.html", quiet)
+
+
+def written(path: Path, quiet: bool) -> None:
+    """Print where something was written."""
+    target = path.resolve()
+    console.print(str(target) if quiet else f"Written: {target}", highlight=False, soft_wrap=True, markup=False)
