@@ -1,23 +1,28 @@
 """The recipes on pretrained language models, on tiny ones with random weights and made-up text."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
 from unbraid.ground.errors import InvalidInputError
 from unbraid.nn import fix_gauge, get_layer_status, input_moments, tensorize
-from unbraid.recipes import compressing, minilm, stories
+from unbraid.recipes import compressing, pretrained, stories
 from unbraid.recipes.compressing import WAYS, profile_from, profiled
 from unbraid.recipes.language import open_language_model, read_text
 from unbraid.recipes.reproduce import reproduce
 
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
 
-def remade(name, language_data, out):
-    outcome = reproduce(name, out, quick=True, data_dir=language_data)
+TARGETS = r"encoder\.layer\..*"
+OURS = pretrained.OURS
+
+
+def remade(name, language_data, out, **options):
+    outcome = reproduce(name, out, quick=True, data_dir=language_data, **options)
     content = json.loads((out / f"{name}.json").read_text())
     assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert len(outcome.sections) == 3
@@ -27,11 +32,18 @@ def remade(name, language_data, out):
     assert list(rows) == list(WAYS)
     original = content["original"]
     dense = original["parameters"] - original["compressed"]
+    figures = set(original["figures"])
     for way, row in rows.items():
         assert row["parameters"] - dense <= row["budget"] * original["compressed"]
         assert row["bytes"] < original["bytes"]
         assert (row["kind"], row["description"]) == (WAYS[way].kind, WAYS[way].meaning)
         assert all(time > 0 for time in row["time"])
+        (before,), (healed,), (integers,) = row["before"], row["healed"], row["integers"]
+        assert set(before) == set(healed) == figures
+        assert row["mean"] in healed.values()
+        assert all(set(integers[bits]) == figures | {"bytes"} for bits in ("8", "4"))
+        assert integers["4"]["bytes"] < integers["8"]["bytes"] < row["bytes"]
+    assert original["integers"]["4"]["bytes"] < original["integers"]["8"]["bytes"] < original["bytes"]
     assert -1 <= content["sensitivity"]["spearman"] <= 1
     assert all(len(layer["points"]) == 2 for layer in content["sensitivity"]["profile"])
     assert {len(trend["growth"]) for trend in content["depth"]} == {3}  # blocks
@@ -43,38 +55,62 @@ def test_stories_on_a_tiny_llama(language_data, tmp_path):
     assert len(content["sensitivity"]["profile"]) == 3 * 7
     assert set(content["files"]) == {f"stories260k/{name}" for name in ("config.json", "model.safetensors")} | {
         "stories260k/tokenizer.json",
-        *stories.TEXTS.values(),
+        *stories.STUDY.texts.values(),
     }
-    for row in rows.values():
-        assert row["values"][0] >= 1  # a perplexity
-        (before,) = row["before"]
-        assert set(before) == {"valid", "test"}
-        assert {bits: set(found) for bits, found in row["integers"][0].items()} == {
-            bits: {"bytes", "valid", "test"} for bits in ("8", "4")
-        }
-        assert row["integers"][0]["4"]["bytes"] < row["integers"][0]["8"]["bytes"] < row["bytes"]
+    assert set(content["original"]["figures"]) == {"valid", "test"}
+    assert all(row["values"][0] >= 1 for row in rows.values())  # perplexities
     circuits = content["circuits"]
-    assert circuits["dense"] == 16 * 16
+    assert (circuits["layer"], circuits["shape"]) == ("model.layers.1.self_attn.q_proj", [16, 16])
+    assert (circuits["dense"], circuits["truncated_core"]) == (16 * 16, 4 * 4)
     (found,) = circuits["circuits"]
     assert (found["body"], found["depth"], found["core"]) == (2, 1, 4 * 4)
     assert 0 < found["overlap"] <= 1
-    assert stories.LAYER in (tmp_path / "stories.md").read_text()
+    assert circuits["layer"] in (tmp_path / "stories.md").read_text()
 
 
 def test_minilm_on_a_tiny_bert(language_data, tmp_path):
     content, rows = remade("minilm", language_data, tmp_path)
     assert len(content["sensitivity"]["profile"]) == 3 * 6
-    for row in rows.values():
-        for pair in (*row["before"], (row["mean"], row["spearman"][0]), *(v[:2] for v in row["integers"][0].values())):
-            assert all(-1 <= value <= 1 for value in pair)
-        assert row["integers"][0]["4"][2] < row["integers"][0]["8"][2] < row["bytes"]
+    assert content["original"]["figures"] == pytest.approx({"cosine": 1, "Spearman": 1})
+    assert all(-1 <= value <= 1 for row in rows.values() for value in row["healed"][0].values())
     circuits = content["circuits"]
+    assert circuits["layer"] == "encoder.layer.0.intermediate.dense"
     assert (circuits["shape"], circuits["qubits"], circuits["padding"]) == ([32, 16], [5, 4], 1)
     (found,) = circuits["depths"]
     assert found["depth"] == 1
     assert found["shots"] >= 10_000
     assert found["core"] == circuits["truncated"]["core"]
-    assert minilm.FEED_FORWARD in (tmp_path / "minilm.md").read_text()
+    assert circuits["layer"] in (tmp_path / "minilm.md").read_text()
+
+
+def test_another_language_model_and_texts_by_short_names(language_data, tmp_path):
+    # GPT-2, whose linear layers are Conv1D
+    config = transformers.GPT2Config(
+        vocab_size=80, n_embd=16, n_layer=3, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=1
+    )
+    folder = tmp_path / "tiny-gpt2"
+    torch.manual_seed(0)
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(language_data / "models/stories260k" / name, folder / name)
+    texts = tmp_path / "texts"
+    shutil.copytree(language_data / "text/stories260k", texts)
+    content, _ = remade("stories", texts, tmp_path / "out", model=folder)
+    assert content["title"] == "A language model (tiny-gpt2), compressed"
+    assert len(content["sensitivity"]["profile"]) == 3 * 4
+    assert content["circuits"]["layer"] == "transformer.h.1.attn.c_attn"
+    assert "tiny-gpt2/model.safetensors" in content["files"]
+
+
+def test_models_of_the_other_kind_and_recipes_without_one_are_refused(language_data, tmp_path):
+    llama, bert = (language_data / "models" / name for name in ("stories260k", "all-MiniLM-L6-v2"))
+    for name, model, message in (
+        ("stories", bert, "takes causal language models; .* holds a BertModel"),
+        ("minilm", llama, "takes encoders, .* holds a LlamaForCausalLM"),
+        ("table1", llama, r"table1 takes no other model\. Those that do: minilm, stories"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            reproduce(name, tmp_path, quick=True, data_dir=language_data, model=model)
 
 
 @pytest.mark.parametrize("name", ["stories", "minilm"])
@@ -94,7 +130,7 @@ def test_lessons_that_are_not_kept_teach_the_same(language_data, monkeypatch, sl
     losses, weights = [], []
     for kept in (compressing.KEPT_BYTES, 10_000, 0):
         monkeypatch.setattr(compressing, "KEPT_BYTES", kept)
-        model = tensorize(language.model, minilm.TARGETS, budget=0.4)
+        model = tensorize(language.model, TARGETS, budget=0.4)
         options = {"epochs": 2, "lr": 1e-3, "seed": 0, "slices": slices}
         history = compressing.distil(model, language.model, language.task, batches[:3], batches[3:5], **options)
         losses.append((history.train_loss, history.validation_loss))
@@ -115,12 +151,12 @@ def test_larger_bonds_fill_what_a_fixed_gauge_leaves_of_the_budget(language_data
     language = open_language_model(language_data / "models/all-MiniLM-L6-v2")
     text = read_text(language_data / "text/wikitext2-valid.txt")
     batches = language.batches(language.samples(text, 40, 16), 16, batch_size=8)
-    profile = profile_from(profiled(language.model, batches, language.task, minilm.TARGETS, (1, 2, 3, 4, 6, 8)))
-    moments = input_moments(language.model, batches, targets=minilm.TARGETS, task=language.task, slopes=True)
+    profile = profile_from(profiled(language.model, batches, language.task, TARGETS, (1, 2, 3, 4, 6, 8)))
+    moments = input_moments(language.model, batches, targets=TARGETS, task=language.task, slopes=True)
     weights, numbers = sum(layer.parameters for layer in profile), []
-    for name in ("operators, data-aware, allocated", minilm.OURS):
-        model = compressing.compressed(language.model, compressing.WAYS[name], 0.5, minilm.TARGETS, moments, profile)
-        found = fix_gauge(model) if name == minilm.OURS else model
+    for name in ("operators, data-aware, allocated", OURS):
+        model = compressing.compressed(language.model, compressing.WAYS[name], 0.5, TARGETS, moments, profile)
+        found = fix_gauge(model) if name == OURS else model
         status = [layer for layer in get_layer_status(found) if layer.name in {each.name for each in profile}]
         biases = sum(layer.shape[0] for layer in status)
         numbers.append((sum(layer.parameters for layer in status) - biases, compressing.count(model)))

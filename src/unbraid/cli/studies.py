@@ -40,6 +40,9 @@ def reproduce(
     workers: Annotated[int, typer.Option(help="Processes; -1 for one a core.")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="A small version, to see that it works.")] = False,
     device: Device = "cpu",
+    model: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="minilm, stories: another model of the same kind.")
+    ] = None,
     out: Out = Path("unbraid-out"),
     quiet: Quiet = False,
 ) -> None:
@@ -48,7 +51,9 @@ def reproduce(
 
     try:
         with shown(quiet):
-            outcome = remake(name, out, seeds=seeds, workers=workers, data_dir=data_dir, quick=quick, device=device)
+            outcome = remake(
+                name, out, seeds=seeds, workers=workers, data_dir=data_dir, quick=quick, device=device, model=model
+            )
     except KeyboardInterrupt:
         kept = len(list((out / f"{name}.tasks").glob("*.json")))
         errors.print(f"Finished tasks that are kept: {kept}. The same command goes on from there.", highlight=False)

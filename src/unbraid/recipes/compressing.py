@@ -27,10 +27,10 @@ from unbraid.nn import (
     allocate,
     heal,
     heal_slices,
-    match_layers,
     sensitivity,
     tensorize,
 )
+from unbraid.nn.calibration import linear_layers
 from unbraid.nn.gauge import fix_gauge
 from unbraid.nn.heal import History
 from unbraid.nn.kinds import matrix_of
@@ -134,15 +134,16 @@ def profiled(
 def brute_force(
     model: nn.Module, targets: str, bonds: Sequence[int], loss: Callable[[], float]
 ) -> dict[str, list[float]]:
-    """The growth of ``loss()`` with each ``nn.Linear`` alone at each rank; the model is as before afterwards."""
+    """The growth of ``loss()`` with each linear layer alone at each rank; the model is as before afterwards."""
     exact, found = loss(), {}
-    for name, layer in match_layers(model, targets, (nn.Linear,)).items():
-        weight = matrix_of(layer)
+    for name, layer in linear_layers(model, targets).items():
+        weight, stored = matrix_of(layer), layer.weight.data
         growths = []
         for mpo in ladder(weight, *low_rank_sites(*weight.shape), bonds):
-            layer.weight.data = mpo.to_dense()  # type: ignore[union-attr]
+            dense = mpo.to_dense()
+            layer.weight.data = dense if isinstance(layer, nn.Linear) else dense.mT  # Conv1D's is (in, out)
             growths.append(loss() - exact)
-        layer.weight.data = weight  # type: ignore[union-attr]
+        layer.weight.data = stored
         found[name] = growths
     return found
 

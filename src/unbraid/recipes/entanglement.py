@@ -252,7 +252,9 @@ def _sequences(request: Request, model: str, tokens: Tensor, length: int) -> Ten
 
 def _data(request: Request, model: str, *texts: str) -> dict[str, str]:
     """SHA-256 sums of what a task reads."""
-    return {} if request.data_dir is None else hashes(request.data_dir / "models" / model, request.data_dir, texts)
+    if request.data_dir is None:
+        return {}
+    return hashes(request.data_dir / "models" / model, {text: request.data_dir / text for text in texts})
 
 
 def _tasks(request: Request) -> list[Task]:

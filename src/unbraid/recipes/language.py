@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,23 @@ class LanguageModel:
     def device(self) -> torch.device:
         """Of the model."""
         return next(self.model.parameters()).device
+
+    @property
+    def blocks(self) -> list[str]:
+        """Names of the blocks that run one after another: of the outermost list of modules.
+
+        Raises:
+            InvalidInputError: if there is none.
+        """
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.ModuleList) and len(module):
+                return [f"{name}.{number}" for number in range(len(module))]
+        raise InvalidInputError(f"{type(self.model).__name__} has no list of blocks (nn.ModuleList).")
+
+    @property
+    def targets(self) -> str:
+        """A regular expression for all that lies in the blocks."""
+        return re.escape(self.blocks[0].rpartition(".")[0]) + r"\..*"
 
     @property
     def longest(self) -> int:
@@ -135,11 +152,15 @@ def find_model(name: str, data_dir: Path | None, package: str | None = None) -> 
     )
 
 
-def hashes(model: Path, data_dir: Path | None, texts: Iterable[str]) -> dict[str, str]:
+def find_text(data_dir: Path, name: str, short: str) -> Path:
+    """A file of its own name below the data folder, or of a short one in it."""
+    return data_dir / (short if (data_dir / short).is_file() and not (data_dir / name).is_file() else name)
+
+
+def hashes(model: Path, texts: Mapping[str, Path]) -> dict[str, str]:
     """SHA-256 sums of a model's files and of texts, by name."""
-    files = {f"{model.name}/{name}": model / name for name in ("config.json", "model.safetensors", "tokenizer.json")}
-    if data_dir is not None:
-        files |= {text: data_dir / text for text in texts}
+    own = sorted(file.name for file in model.glob("*.safetensors"))
+    files = {f"{model.name}/{name}": model / name for name in ("config.json", *own, "tokenizer.json")} | dict(texts)
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path.is_file()}
 
 

@@ -31,6 +31,7 @@ class Request:
         seeds: seeds 0, 1, ..., seeds - 1.
         data_dir: of published data sets, or None.
         device: where torch computes.
+        model: a folder of another model than the recipe's, or None.
     """
 
     recipe: str
@@ -38,6 +39,7 @@ class Request:
     seeds: int
     data_dir: Path | None = None
     device: str = "cpu"
+    model: Path | None = None
 
     def load(self, name: str, *, seed: int, size: int | None = None) -> Dataset:
         """A published data set from the folder of ``--data-dir``.
@@ -146,6 +148,7 @@ class Recipe:
         plot: writes the PNG file.
         extras: modules that it needs besides, and the extra that each comes with; looked for before any work.
         devices: whether tasks heed the device of a request; the others compute on the CPU.
+        models: whether they heed its model.
     """
 
     settings: Any
@@ -158,6 +161,7 @@ class Recipe:
     plot: Callable[[Path, Sequence[Row]], None]
     extras: Mapping[str, str] = field(default_factory=dict)
     devices: bool = False
+    models: bool = False
 
 
 GATE_COUNTS = {"qiskit_ibm_runtime.fake_provider": "ibm"}  # extras of recipes that transpile

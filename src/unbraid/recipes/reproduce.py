@@ -66,6 +66,7 @@ def reproduce(
     data_dir: str | os.PathLike[str] | None = None,
     quick: bool = False,
     device: str = "cpu",
+    model: str | os.PathLike[str] | None = None,
 ) -> Outcome:
     """Remake a table or figure; writes ``NAME.json``, ``NAME.md`` and ``NAME.png``.
 
@@ -77,6 +78,7 @@ def reproduce(
         data_dir: where published data sets lie.
         quick: a small version, to see that it works.
         device: where torch computes, such as "cuda"; not every recipe can be moved.
+        model: a Hugging Face folder to take instead of the recipe's model, where it has one.
 
     Returns:
         Note and tables.
@@ -95,6 +97,9 @@ def reproduce(
     if find_device(device).type != "cpu" and not recipe.devices:
         movable = ", ".join(name for name, each in RECIPES.items() if each.devices)
         raise InvalidInputError(f"reproduce {name} computes on the CPU. On another device: {movable}.")
+    if model is not None and not recipe.models:
+        takers = ", ".join(name for name, each in RECIPES.items() if each.models)
+        raise InvalidInputError(f"reproduce {name} takes no other model. Those that do: {takers}.")
     for module, extra in {"matplotlib": "report", **recipe.extras}.items():
         require_extra(module, extra)
     request = Request(
@@ -103,6 +108,7 @@ def reproduce(
         seeds=seeds or (recipe.quick_seeds if quick else recipe.seeds),
         data_dir=None if data_dir is None else Path(data_dir),
         device=device,
+        model=None if model is None else Path(model),
     )
     place = make_directory(out)
     load = recipe.data
