@@ -14,6 +14,7 @@ from unbraid.recipes.language import (
     documents,
     embed,
     find_model,
+    find_text,
     hashes,
     open_language_model,
     perplexity,
@@ -118,9 +119,16 @@ def test_similarity_is_of_vectors_and_of_the_order_of_their_pairs():
 def test_models_are_found_and_known_by_their_files(language_data, tmp_path):
     folder = find_model("stories260k", language_data)
     assert folder == language_data / "models/stories260k"
-    found = hashes(folder, language_data, ["text/stories260k/valid.txt", "text/absent.txt"])
+    texts = {name: language_data / name for name in ("text/stories260k/valid.txt", "text/absent.txt")}
+    found = hashes(folder, texts)
     names = {"config.json", "model.safetensors", "tokenizer.json"}
     assert set(found) == {f"stories260k/{name}" for name in names} | {"text/stories260k/valid.txt"}
+    assert find_text(language_data, "text/stories260k/valid.txt", "valid.txt") == texts["text/stories260k/valid.txt"]
+    assert (
+        find_text(language_data / "text/stories260k", "text/a/valid.txt", "valid.txt")
+        == texts["text/stories260k/valid.txt"]
+    )
+    assert find_text(tmp_path, "a/valid.txt", "valid.txt") == tmp_path / "a/valid.txt"  # the name that errors tell
     with pytest.raises(InvalidInputError, match=r"models/stories260k\.$"):
         find_model("stories260k", tmp_path)
     with pytest.raises(InvalidInputError, match="pip install no-such-package"):
