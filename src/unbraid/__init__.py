@@ -14,6 +14,7 @@ import safetensors as safetensors
 import torch as torch
 
 if TYPE_CHECKING:
+    from unbraid import natural as natural
     from unbraid import nn as nn
     from unbraid.circuits import Ansatz, Circuit, brickwall, parse_ansatz, scaffold, search_geometry
     from unbraid.disentangling import Disentangled, disentangle, spectral_ceiling
@@ -126,7 +127,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_ORIGIN[name]), name)
         globals()[name] = value
         return value
-    if name in ("circuits", "disentangling", "ground", "nn", "quantum", "recipes", "report", "tensors"):
+    if name in ("circuits", "disentangling", "ground", "natural", "nn", "quantum", "recipes", "report", "tensors"):
         return importlib.import_module(f"unbraid.{name}")
     raise AttributeError(f"module 'unbraid' has no attribute {name!r}")
 

@@ -1,0 +1,140 @@
+"""What a neuron qubit does with its input: angles, and the probability of each outcome.
+
+A neuron gets a real number ``z``. Its qubit is rotated by an angle that depends on ``z`` and on the quantumness ``a``,
+and is measured; the outcome 1 is +1, the outcome 0 is -1. In place of the qubit an ancilla can be measured that was
+coupled to it by an entangling angle ``g``. Without superposition (a = 0) and with full coupling (g = pi/2) the outcome
+is the sign of ``z``, and that of 0 is +1.
+
+Legend: ``m`` is the mean of the qubit's own outcomes, minus its <Z>.
+
+Source:
+    arXiv:2503.15482 names the two models, that angles depend on weights and earlier outcomes, that a limit is the
+    classical network, and that g = pi/2 is it. Its formulas were not at hand: both laws of the angle and both gates of
+    the ancilla are assumptions of this package.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from unbraid.ground.errors import InvalidInputError, require_choice
+
+Law = Literal["linear", "arcsine"]
+Ancilla = Literal["symmetric", "asymmetric"]
+LAWS = ("linear", "arcsine")
+ANCILLAS = ("symmetric", "asymmetric")
+FULL = math.pi / 2  # coupling of an ancilla that tells all
+
+Number = float | Tensor
+
+
+def check_quantumness(a: float) -> float:
+    """Refuse what is no quantumness.
+
+    Raises:
+        InvalidInputError: if it is negative, infinite or no number.
+    """
+    if isinstance(a, bool) or not isinstance(a, (int, float)) or not 0 <= a < math.inf:
+        raise InvalidInputError(
+            f"The quantumness a must be a number, 0 (no superposition) or more; got {a!r}. Try 0.5."
+        )
+    return float(a)
+
+
+def check_coupling(g: float) -> float:
+    """Refuse what is no entangling angle.
+
+    Raises:
+        InvalidInputError: if it is not above 0 and at most pi/2.
+    """
+    if isinstance(g, bool) or not isinstance(g, (int, float)) or not 0 < g <= FULL:
+        raise InvalidInputError(
+            f"The entangling angle g must be above 0 and at most pi/2 = {FULL:.6g} (which is the classical limit); got "
+            f"{g!r}."
+        )
+    return float(g)
+
+
+def check_law(law: str) -> None:
+    """Refuse an unknown law of the angle.
+
+    Raises:
+        InvalidInputError: naming those there are.
+    """
+    require_choice(law, LAWS, "law")
+
+
+def signs(z: Tensor) -> Tensor:
+    """+1 or -1; of 0 it is +1."""
+    return torch.where(z >= 0, torch.ones_like(z), -torch.ones_like(z))
+
+
+def _reduced(z: Tensor, a: Number) -> Tensor:
+    """``z / a`` between -1 and 1; without superposition the sign, of which no number is divided."""
+    if isinstance(a, Tensor):
+        classical = a == 0
+        inner = (z / torch.where(classical, torch.ones_like(a), a)).clamp(-1, 1)
+        return torch.where(classical, signs(z), inner)
+    return signs(z) if a == 0 else (z / a).clamp(-1, 1)
+
+
+def polarization(z: Tensor, a: Number, law: Law = "linear") -> Tensor:
+    """The mean ``m`` of the qubit's outcomes, differentiable where a > 0.
+
+    Args:
+        z: inputs, any shape.
+        a: quantumness, or a tensor of several that broadcasts.
+        law: "linear", m = sin(pi/2 clip(z/a, -1, 1)); or "arcsine", m = clip(z/a, -1, 1), which at a = 1 is the
+            stochastic sign of Courbariaux et al., arXiv:1602.02830.
+    """
+    inner = _reduced(z, a)
+    return torch.sin(FULL * inner) if law == "linear" else inner
+
+
+def angle(z: Tensor, a: Number, law: Law = "linear") -> Tensor:
+    """The angle theta of RY, from 0 to pi: ``m = -cos(theta)``.
+
+    Args:
+        z: inputs, any shape.
+        a: quantumness, or a tensor of several that broadcasts.
+        law: "linear", theta = pi/2 (1 + clip(z/a, -1, 1)); or "arcsine", 2 arcsin sqrt((1 + clip(z/a, -1, 1)) / 2).
+    """
+    inner = _reduced(z, a)
+    return FULL * (1 + inner) if law == "linear" else 2 * torch.asin(torch.sqrt((1 + inner) / 2))
+
+
+def observed(m: Tensor, g: Number | None, ancilla: Ancilla = "symmetric") -> Tensor:
+    """The mean of what is measured.
+
+    Args:
+        m: mean of the qubit's own outcomes.
+        g: entangling angle of the ancilla that is measured, or a tensor of several that broadcasts; None if the qubit
+            itself is.
+        ancilla: "symmetric", prepared by RY(pi/2 - g): m sin(g), a channel that flips with probability
+            (1 - sin g) / 2. "asymmetric", not prepared: (1 + m) sin(g)^2 - 1, which takes +1 for -1, never the other
+            way round.
+    """
+    if g is None:
+        return m
+    sine = torch.sin(g) if isinstance(g, Tensor) else math.sin(g)
+    return m * sine if ancilla == "symmetric" else (1 + m) * sine**2 - 1
+
+
+def back_action(m: Tensor, x: Tensor, g: float, outcome: Tensor) -> tuple[Tensor, Tensor]:
+    """The qubit's state once its symmetric ancilla was measured: what it is if it is used again without reset.
+
+    Args:
+        m: mean of the qubit's outcomes before, minus <Z>.
+        x: <X> before.
+        g: entangling angle.
+        outcome: of the ancilla, +1 or -1.
+
+    Returns:
+        The same two afterwards: (m + s sin g) / (1 + s m sin g) and x cos g / (1 + s m sin g).
+    """
+    chance = 1 + outcome * m * math.sin(g)  # twice that of the outcome
+    return (m + outcome * math.sin(g)) / chance, x * math.cos(g) / chance

@@ -1,0 +1,188 @@
+"""``NaturalMLP``: a perceptron whose hidden neurons are qubits that are measured."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from unbraid.ground.errors import InvalidInputError
+from unbraid.ground.random import isolated, stream
+from unbraid.natural.laws import Ancilla, Law, signs
+from unbraid.natural.neurons import Estimator, Neuron, RotationNeuron, WeakMeasurement, passed_through
+
+
+class BinaryLinear(nn.Linear):
+    """A linear layer whose weights are +1 or -1 times the mean magnitude of their row; biases are real.
+
+    Gradients go to the real weights behind them where those are between -1 and 1.
+
+    Source:
+        Signs with straight-through gradients: Courbariaux et al., arXiv:1602.02830; the factor of a row: Rastegari et
+        al., arXiv:1603.05279.
+    """
+
+    def binary(self) -> Tensor:
+        """The weights that are used, shape (out, in), differentiable."""
+        size = self.weight.abs().mean(1, keepdim=True)
+        return passed_through(self.weight.clamp(-1, 1), signs(self.weight.detach())) * size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (..., in) to (..., out)."""
+        return functional.linear(x, self.binary(), self.bias)
+
+
+class NaturalMLP(nn.Module):
+    """Linear layers with measured neurons between them.
+
+    Each hidden layer gets the outcomes of the one before; the last layer's numbers go through a softmax, which is
+    averaged over shots. One shot costs one classical pass: neurons are never entangled with each other, so this is a
+    classical stochastic network, and a computer samples it as cheaply as a quantum one.
+
+    Args:
+        sizes: inputs, hidden widths, classes.
+        a: quantumness of the rotations, 0 or more.
+        g: entangling angle of ancillas that are measured in the qubits' place; None to measure the qubits.
+        law: of the rotation's angle.
+        ancilla: "symmetric" or "asymmetric".
+        estimator: how gradients pass, see :mod:`unbraid.natural.neurons`.
+        shots: passes whose softmax is averaged.
+        binary: whether weights are signs (:class:`BinaryLinear`).
+        seed: of the weights, and of the outcomes where there is no generator.
+        generator: of the outcomes of all layers.
+
+    Raises:
+        InvalidInputError: if sizes, shots or an option make no sense.
+
+    Source:
+        arXiv:2503.15482; what is assumed says :mod:`unbraid.natural.laws`.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        a: float = 0.0,
+        g: float | None = None,
+        law: Law = "linear",
+        ancilla: Ancilla = "symmetric",
+        estimator: Estimator = "ste",
+        shots: int = 1,
+        binary: bool = False,
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.sizes = _checked_sizes(sizes)
+        self.shots = check_shots(shots)
+        kind = BinaryLinear if binary else nn.Linear
+        with isolated(seed, "natural"):
+            self.layers = nn.ModuleList([kind(a, b) for a, b in zip(self.sizes[:-1], self.sizes[1:], strict=True)])
+        generator = stream(seed, "outcomes") if generator is None else generator
+        self.neurons = nn.ModuleList([_neuron(a, g, law, ancilla, estimator, generator) for _ in self.sizes[1:-1]])
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """Of the outcomes."""
+        return self.neurons[0].generator  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logarithms of the averaged softmax, (..., inputs) to (..., classes): a cross entropy takes them as scores."""
+        logs = self.each_shot(x, self.shots).log_softmax(-1)
+        return logs[0] if len(logs) == 1 else logs.logsumexp(0) - torch.tensor(float(len(logs))).log()
+
+    def each_shot(self, x: Tensor, shots: int) -> Tensor:
+        """The last layer's numbers, shape (shots, ..., classes); with "mean_field" of one shot, since all are alike."""
+        first, *others = self.layers
+        z = first(x)
+        z = z.expand(1 if self.estimator == "mean_field" else shots, *z.shape)
+        for neuron, layer in zip(self.neurons, others, strict=True):
+            z = layer(neuron(z))
+        return z
+
+    @property
+    def estimator(self) -> Estimator:
+        """How gradients pass."""
+        return self.neurons[0].estimator  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def uncertainty(self, x: Tensor) -> Tensor:
+        """Mean of ``1 - m^2`` over neurons, samples and shots: how quantum it is, at any scale of its weights."""
+        found: list[Tensor] = []
+
+        def see(neuron: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            assert isinstance(neuron, Neuron)
+            found.append(neuron.uncertainty(inputs[0]).flatten())
+
+        hooks = [neuron.register_forward_hook(see) for neuron in self.neurons]
+        try:
+            self.each_shot(x, self.shots)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.cat(found).mean()
+
+    def with_neurons(
+        self,
+        *,
+        a: float = 0.0,
+        g: float | None = None,
+        law: Law = "linear",
+        ancilla: Ancilla = "symmetric",
+        estimator: Estimator = "ste",
+        shots: int = 1,
+        seed: int = 0,
+    ) -> NaturalMLP:
+        """A copy with the same weights and other neurons: how a trained network does in another regime."""
+        other = copy.deepcopy(self)
+        other.shots = check_shots(shots)
+        generator = stream(seed, "outcomes")
+        other.neurons = nn.ModuleList([_neuron(a, g, law, ancilla, estimator, generator) for _ in self.neurons])
+        return other
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """After a copy all layers share one generator again."""
+        super().__setstate__(state)
+        for neuron in self.neurons:
+            neuron.generator = self.generator  # type: ignore[assignment]
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(model)``."""
+        return f"sizes={self.sizes}, shots={self.shots}"
+
+
+def _neuron(
+    a: float,
+    g: float | None,
+    law: Law,
+    ancilla: Ancilla,
+    estimator: Estimator,
+    generator: torch.Generator,
+) -> Neuron:
+    if g is None:
+        return RotationNeuron(a, law=law, estimator=estimator, generator=generator)
+    return WeakMeasurement(g, a=a, law=law, ancilla=ancilla, estimator=estimator, generator=generator)
+
+
+def check_shots(shots: int) -> int:
+    """Refuse what is no number of shots.
+
+    Raises:
+        InvalidInputError: if it is not a positive integer.
+    """
+    if isinstance(shots, bool) or not isinstance(shots, int) or shots < 1:
+        raise InvalidInputError(f"shots must be a positive integer; got {shots!r}.")
+    return shots
+
+
+def _checked_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(sizes, (int, str)) or len(sizes) < 3 or not all(type(size) is int and size > 0 for size in sizes):
+        raise InvalidInputError(
+            f"sizes must be positive integers, inputs, at least one hidden width, classes; got {sizes!r}. Try "
+            "(196, 64, 64, 10)."
+        )
+    return tuple(sizes)

@@ -1,0 +1,229 @@
+"""Neurons as activations: ``z`` goes in, measured outcomes +1 and -1 come out, in training and evaluation alike.
+
+Gradients go around the measurement in one of four ways (``estimator``):
+
+- "ste": as if the outcome were z, where |z| <= 1 (straight through).
+- "expected": as if it were its own mean. Where nothing is superposed (a = 0) that has no slope, so it is refused.
+- "mean_field": the mean itself is passed on, and nothing is sampled.
+- "score": nothing passes; the logarithm of the outcomes' probability is kept, for
+  :func:`unbraid.natural.score_loss`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from unbraid.ground.errors import InvalidInputError, require_choice
+from unbraid.natural.laws import (
+    ANCILLAS,
+    Ancilla,
+    Law,
+    check_coupling,
+    check_law,
+    check_quantumness,
+    observed,
+    polarization,
+)
+
+Estimator = Literal["ste", "expected", "mean_field", "score"]
+ESTIMATORS = ("ste", "expected", "mean_field", "score")
+
+
+class Neuron(nn.Module):
+    """What both kinds of neurons share; use :class:`RotationNeuron` or :class:`WeakMeasurement`.
+
+    Attributes:
+        log_probability: of the last outcomes, shape as they; None unless the estimator is "score".
+    """
+
+    def __init__(
+        self,
+        a: float,
+        g: float | None,
+        law: Law,
+        ancilla: Ancilla,
+        readings: int,
+        estimator: Estimator,
+        generator: torch.Generator | None,
+    ) -> None:
+        super().__init__()
+        self.a = check_quantumness(a)
+        self.g = None if g is None else check_coupling(g)
+        check_law(law)
+        require_choice(ancilla, ANCILLAS, "ancilla")
+        check_estimator(estimator, self.a)
+        self.law, self.ancilla, self.readings, self.estimator = law, ancilla, readings, estimator
+        self.generator = generator
+        self.log_probability: Tensor | None = None
+
+    def mean(self, z: Tensor) -> Tensor:
+        """Of the outcomes, exactly; shape as ``z``."""
+        return observed(polarization(z, self.a, self.law), self.g, self.ancilla)
+
+    def uncertainty(self, z: Tensor) -> Tensor:
+        """``1 - m^2`` of the qubit: 0 without superposition, 1 in an equal one.
+
+        Its mean tells how quantum a network is. The quantumness alone does not: with weights that are twice as large,
+        twice of it gives the same network.
+        """
+        return 1 - polarization(z, self.a, self.law).square()
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Outcomes, or with "mean_field" their mean; shape as ``z``."""
+        mean = self.mean(z)
+        if self.estimator == "mean_field":
+            return mean
+        outcome = self._sampled(z, mean)
+        if self.estimator == "ste":
+            return passed_through(z.clamp(-1, 1), outcome)
+        if self.estimator == "expected":
+            return passed_through(mean, outcome)
+        self.log_probability = torch.log((1 + outcome * mean) / 2)
+        return outcome
+
+    def _sampled(self, z: Tensor, mean: Tensor) -> Tensor:
+        if self.readings == 1 or self.g is None:
+            return drawn(mean, self.generator)
+        qubit = drawn(polarization(z, self.a, self.law), self.generator)  # each reading has the same cause
+        each = observed(qubit, self.g, self.ancilla)
+        return torch.stack([drawn(each, self.generator) for _ in range(self.readings)]).mean(0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Generators cannot be copied as they are: the copy gets one in the same state."""
+        state = self.__dict__.copy()
+        state["generator"] = None if self.generator is None else (self.generator.device, self.generator.get_state())
+        state["log_probability"] = None
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make the generator again."""
+        kept = state.pop("generator")
+        super().__setstate__(state)
+        self.generator = None
+        if kept is not None:
+            self.generator = torch.Generator(device=kept[0])
+            self.generator.set_state(kept[1])
+
+
+class RotationNeuron(Neuron):
+    """A qubit that is rotated and measured.
+
+    Args:
+        a: quantumness, 0 or more; 0 is the sign.
+        law: of the angle, see :func:`unbraid.natural.laws.angle`.
+        estimator: how gradients pass, see :mod:`unbraid.natural.neurons`.
+        generator: of the outcomes; None for torch's own.
+
+    Raises:
+        InvalidInputError: if an argument is out of range, or an estimator has no slope because a is 0.
+
+    Source:
+        The first model of arXiv:2503.15482; the law is assumed.
+    """
+
+    def __init__(
+        self,
+        a: float,
+        *,
+        law: Law = "linear",
+        estimator: Estimator = "ste",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(a, None, law, "symmetric", 1, estimator, generator)
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(model)``."""
+        return f"a={self.a:g}, law={self.law!r}, estimator={self.estimator!r}"
+
+
+class WeakMeasurement(Neuron):
+    """A qubit that is rotated, and an ancilla that is coupled to it and measured in its place.
+
+    Args:
+        g: entangling angle, above 0; pi/2 is a full measurement.
+        a: quantumness of the rotation.
+        law: of the angle, see :func:`unbraid.natural.laws.angle`.
+        ancilla: "symmetric" or "asymmetric", see :func:`unbraid.natural.laws.observed`.
+        readings: ancillas one after another, without a reset of the qubit between; the output is their mean. Each acts
+            back on the qubit (:func:`unbraid.natural.laws.back_action`), so all of them ask the same question.
+        estimator: how gradients pass, see :mod:`unbraid.natural.neurons`.
+        generator: of the outcomes; None for torch's own.
+
+    Raises:
+        InvalidInputError: if an argument is out of range, an estimator has no slope because a is 0, or "score" is
+            asked for with several readings.
+
+    Source:
+        The second model of arXiv:2503.15482; gates of the ancilla are assumed.
+    """
+
+    def __init__(
+        self,
+        g: float,
+        *,
+        a: float = 0.0,
+        law: Law = "linear",
+        ancilla: Ancilla = "symmetric",
+        readings: int = 1,
+        estimator: Estimator = "ste",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if isinstance(readings, bool) or not isinstance(readings, int) or readings < 1:
+            raise InvalidInputError(f"readings must be a positive integer; got {readings!r}.")
+        if readings > 1 and estimator == "score":
+            raise InvalidInputError("The estimator 'score' goes with one reading; try 'expected'.")
+        super().__init__(a, check_coupling(g), law, ancilla, readings, estimator, generator)
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(model)``."""
+        told = f"g={self.g:g}, a={self.a:g}, law={self.law!r}, ancilla={self.ancilla!r}"
+        return f"{told}, readings={self.readings}, estimator={self.estimator!r}"
+
+
+def check_estimator(estimator: str, a: float) -> None:
+    """Refuse an estimator that is unknown, or that nothing passes through.
+
+    Raises:
+        InvalidInputError: saying which.
+    """
+    require_choice(estimator, ESTIMATORS, "estimator")
+    if estimator in ("expected", "score", "mean_field") and a == 0:
+        raise InvalidInputError(
+            f"The estimator {estimator!r} follows the slope of the outcomes' mean, which is a step at a = 0. Take "
+            "a > 0, or the estimator 'ste'."
+        )
+
+
+def drawn(mean: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Outcomes +1 and -1 of these means, without gradients."""
+    device = mean.device if generator is None else generator.device
+    uniform = torch.rand(mean.shape, generator=generator, dtype=mean.dtype, device=device).to(mean.device)
+    return outcomes(mean, uniform)
+
+
+def outcomes(mean: Tensor, uniform: Tensor) -> Tensor:
+    """+1 where a uniform number from [0, 1) is below the probability of it, else -1."""
+    return torch.where(2 * uniform < 1 + mean.detach(), 1.0, -1.0).to(mean.dtype)
+
+
+class _PassedThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(through: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+def passed_through(through: Tensor, value: Tensor) -> Tensor:
+    """``value``, to the bit, whose gradient goes to ``through``."""
+    result: Tensor = _PassedThrough.apply(through, value)
+    return result

@@ -1,0 +1,121 @@
+"""Natural neurons as activations: what they draw, and which gradients pass."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from unbraid.ground.errors import InvalidInputError
+from unbraid.natural import RotationNeuron, WeakMeasurement
+
+Z = torch.tensor([-1.7, -0.6, -0.2, 0.0, 0.4, 0.9, 2.5], dtype=torch.float64)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(
+    "neuron",
+    [
+        RotationNeuron(0.7, generator=generator()),
+        RotationNeuron(1.5, law="arcsine", generator=generator()),
+        WeakMeasurement(0.6, generator=generator()),
+        WeakMeasurement(0.6, a=1.0, ancilla="asymmetric", generator=generator()),
+        WeakMeasurement(0.6, a=1.0, readings=3, generator=generator()),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_outcomes_have_their_mean_and_their_values(neuron, training):
+    count = 40_000
+    found = neuron.train(training)(Z.expand(count, -1))
+    assert set(found.unique().tolist()) <= {-1.0, -1 / 3, 1 / 3, 1.0}
+    assert neuron.readings > 1 or set(found.abs().unique().tolist()) == {1.0}
+    error = (found.mean(0) - neuron.mean(Z)).abs()
+    assert bool((error <= 4.5 / math.sqrt(count)).all())
+
+
+def test_several_readings_ask_the_same_question():
+    # the qubit is in an equal superposition; each reading alone says little, but they agree more than chance
+    neuron = WeakMeasurement(0.5, a=1.0, readings=2, generator=generator())
+    both = neuron(torch.zeros(40_000, dtype=torch.float64))
+    agree = float((both.abs() == 1).double().mean())
+    assert agree == pytest.approx((1 + math.sin(0.5) ** 2) / 2, abs=0.01)
+
+
+def test_the_same_generator_gives_the_same_outcomes():
+    first, again, other = (RotationNeuron(2.0, generator=generator(seed)) for seed in (0, 0, 1))
+    z = torch.zeros(200)
+    outcomes = [neuron(z) for neuron in (first, again, other)]
+    assert torch.equal(outcomes[0], outcomes[1])
+    assert not torch.equal(outcomes[0], outcomes[2])
+    copied = copy.deepcopy(first)
+    assert torch.equal(copied(z), first(z))  # the copy goes on from the same state
+
+
+def slopes(neuron, z=Z):
+    z = z.clone().requires_grad_()
+    outcome = neuron(z)
+    if outcome.requires_grad:
+        (2 * outcome).sum().backward()
+    return outcome.detach(), z.grad
+
+
+def test_straight_through_passes_where_inputs_are_small():
+    for neuron in (RotationNeuron(0.0), RotationNeuron(1.0), WeakMeasurement(0.5)):
+        outcome, slope = slopes(neuron)
+        assert set(outcome.abs().tolist()) == {1.0}
+        assert torch.equal(slope, torch.where(Z.abs() <= 1, 2.0, 0.0).double())
+
+
+@pytest.mark.parametrize("ancilla", ["symmetric", "asymmetric"])
+def test_expected_passes_the_slope_of_the_mean_and_mean_field_the_mean(ancilla):
+    options = {"a": 0.8, "ancilla": ancilla}
+    z = Z.clone().requires_grad_()
+    mean = WeakMeasurement(0.9, **options).mean(z)
+    (expected,) = torch.autograd.grad(2 * mean.sum(), z)
+    outcome, slope = slopes(WeakMeasurement(0.9, estimator="expected", **options))
+    assert set(outcome.abs().tolist()) == {1.0}
+    torch.testing.assert_close(slope, expected)
+    passed, slope = slopes(WeakMeasurement(0.9, estimator="mean_field", **options))
+    torch.testing.assert_close(passed, mean.detach())
+    torch.testing.assert_close(slope, expected)
+
+
+def test_score_keeps_the_log_probability():
+    neuron = RotationNeuron(2.0, estimator="score", generator=generator())
+    outcome, slope = slopes(neuron)
+    assert slope is None
+    torch.testing.assert_close(neuron.log_probability.exp(), ((1 + outcome * neuron.mean(Z)) / 2))
+
+
+def test_they_are_activations_of_any_network():
+    model = nn.Sequential(nn.Linear(4, 5), RotationNeuron(1.0, estimator="expected"), nn.Linear(5, 2)).double()
+    model(torch.randn(3, 4, dtype=torch.float64)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert "a=1, law='linear', estimator='expected'" in repr(model)
+    assert list(model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert "readings=2" in repr(WeakMeasurement(0.5, readings=2))
+
+
+@pytest.mark.parametrize("estimator", ["expected", "mean_field", "score"])
+@pytest.mark.parametrize(
+    "kind", [lambda e: RotationNeuron(0, estimator=e), lambda e: WeakMeasurement(0.5, estimator=e)]
+)
+def test_estimators_without_a_slope_are_refused(kind, estimator):
+    with pytest.raises(InvalidInputError, match="a step at a = 0"):
+        kind(estimator)
+
+
+def test_unknown_names_and_numbers_are_refused():
+    for make, message in (
+        (lambda: RotationNeuron(1, law="square"), "law must be one of"),
+        (lambda: RotationNeuron(1, estimator="best"), "estimator must be one of"),
+        (lambda: WeakMeasurement(1.0, ancilla="both"), "ancilla must be one of"),
+        (lambda: WeakMeasurement(1.0, readings=0), "readings must be a positive integer"),
+        (lambda: WeakMeasurement(1.0, a=1, readings=2, estimator="score"), "goes with one reading"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            make()
