@@ -96,7 +96,7 @@ def test_they_are_activations_of_any_network():
     model(torch.randn(3, 4, dtype=torch.float64)).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     assert "a=1, law='linear', estimator='expected'" in repr(model)
-    assert list(model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert list(model.state_dict()) == ["0.weight", "0.bias", "1._extra_state", "2.weight", "2.bias"]
     assert "readings=2" in repr(WeakMeasurement(0.5, readings=2))
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from unbraid.ground.errors import InvalidInputError
 from unbraid.ground.random import isolated, stream
 from unbraid.natural.laws import Ancilla, Law, signs
-from unbraid.natural.neurons import Estimator, Neuron, RotationNeuron, WeakMeasurement, passed_through
+from unbraid.natural.neurons import Estimator, Neuron, RotationNeuron, WeakMeasurement, straight_through
 
 
 class BinaryLinear(nn.Linear):
@@ -28,12 +28,16 @@ class BinaryLinear(nn.Linear):
 
     def binary(self) -> Tensor:
         """The weights that are used, shape (out, in), differentiable."""
-        size = self.weight.abs().mean(1, keepdim=True)
-        return passed_through(self.weight.clamp(-1, 1), signs(self.weight.detach())) * size
+        return binarized(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (..., in) to (..., out)."""
         return functional.linear(x, self.binary(), self.bias)
+
+
+def binarized(weight: Tensor) -> Tensor:
+    """Signs times the mean magnitude of their row, shape (..., out, in), differentiable."""
+    return straight_through(weight, signs(weight.detach())) * weight.abs().mean(-1, keepdim=True)
 
 
 class NaturalMLP(nn.Module):

@@ -26,6 +26,7 @@ from unbraid.natural.laws import (
     check_quantumness,
     observed,
     polarization,
+    signs_where,
 )
 
 Estimator = Literal["ste", "expected", "mean_field", "score"]
@@ -78,7 +79,7 @@ class Neuron(nn.Module):
             return mean
         outcome = self._sampled(z, mean)
         if self.estimator == "ste":
-            return passed_through(z.clamp(-1, 1), outcome)
+            return straight_through(z, outcome)
         if self.estimator == "expected":
             return passed_through(mean, outcome)
         self.log_probability = torch.log((1 + outcome * mean) / 2)
@@ -90,6 +91,14 @@ class Neuron(nn.Module):
         qubit = drawn(polarization(z, self.a, self.law), self.generator)  # each reading has the same cause
         each = observed(qubit, self.g, self.ancilla)
         return torch.stack([drawn(each, self.generator) for _ in range(self.readings)]).mean(0)
+
+    def get_extra_state(self) -> Tensor:
+        """The generator's state: a training that is taken up again goes on with the outcomes that it would have had."""
+        return state_of(self.generator)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Set the generator's state."""
+        set_state(self.generator, state)
 
     def __getstate__(self) -> dict[str, Any]:
         """Generators cannot be copied as they are: the copy gets one in the same state."""
@@ -197,6 +206,17 @@ def check_estimator(estimator: str, a: float) -> None:
         )
 
 
+def state_of(generator: torch.Generator | None) -> Tensor:
+    """Of a generator, uint8; empty without one."""
+    return torch.empty(0, dtype=torch.uint8) if generator is None else generator.get_state()
+
+
+def set_state(generator: torch.Generator | None, state: Tensor) -> None:
+    """Set the state of a generator, if there is one, and it is one."""
+    if generator is not None and state.numel():
+        generator.set_state(state.cpu().clone())  # torch crashes on a part of a tensor
+
+
 def drawn(mean: Tensor, generator: torch.Generator | None) -> Tensor:
     """Outcomes +1 and -1 of these means, without gradients."""
     device = mean.device if generator is None else generator.device
@@ -206,13 +226,34 @@ def drawn(mean: Tensor, generator: torch.Generator | None) -> Tensor:
 
 def outcomes(mean: Tensor, uniform: Tensor) -> Tensor:
     """+1 where a uniform number from [0, 1) is below the probability of it, else -1."""
-    return torch.where(2 * uniform < 1 + mean.detach(), 1.0, -1.0).to(mean.dtype)
+    return signs_where(2 * uniform < 1 + mean.detach(), mean.dtype)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(z: Tensor, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (z,) = ctx.saved_tensors
+        return gradients[0] * (z.abs() <= 1), None
+
+
+def straight_through(z: Tensor, value: Tensor) -> Tensor:
+    """``value``, to the bit, whose gradient goes to ``z`` where that is between -1 and 1."""
+    result: Tensor = _StraightThrough.apply(z, value)
+    return result
 
 
 class _PassedThrough(torch.autograd.Function):
     @staticmethod
     def forward(through: Tensor, value: Tensor) -> Tensor:
-        return value.clone()
+        return value.view_as(value)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

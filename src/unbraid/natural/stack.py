@@ -1,0 +1,193 @@
+"""Many networks of the same sizes as one: settings and seeds trained side by side, as if one by one.
+
+Weights of all networks stand in one tensor a layer. The first layer is one product, since all networks get the same
+rows; the others are batched products. Each network draws its outcomes from its own generator, as it would alone.
+
+Legend: K networks, S shots, n rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, linear
+
+from unbraid.ground.errors import InvalidInputError
+from unbraid.natural.laws import FULL, Ancilla, observed, polarization
+from unbraid.natural.network import BinaryLinear, NaturalMLP, binarized
+from unbraid.natural.neurons import Neuron, outcomes, passed_through, set_state, state_of, straight_through
+from unbraid.nn import History, heal
+
+_ROWS = 2048  # of an evaluation at once
+
+
+class NaturalStack(nn.Module):
+    """Several networks as one module; its parameters are theirs, stacked.
+
+    Args:
+        networks: that differ in weights, quantumness, entangling angle and generators only.
+
+    Raises:
+        InvalidInputError: if there are none, they differ in something else, or their estimator is "score".
+    """
+
+    def __init__(self, networks: Sequence[NaturalMLP]) -> None:
+        super().__init__()
+        _check(networks)
+        self.networks = list(networks)  # not registered: a list is no module
+        first = self.networks[0]
+        self.shots, self.estimator = first.shots, first.estimator
+        self.binary = isinstance(first.layers[0], BinaryLinear)
+        layers = [[network.layers[k] for network in networks] for k in range(len(first.layers))]
+        self.weights = nn.ParameterList([_stacked([layer.weight for layer in each]) for each in layers])  # type: ignore[misc]
+        self.biases = nn.ParameterList([_stacked([layer.bias for layer in each]) for each in layers])  # type: ignore[misc]
+        neurons = [_neuron_of(network) for network in networks]
+        self.law = neurons[0].law
+        self.ancilla: Ancilla = next((each.ancilla for each in neurons if each.g is not None), "symmetric")
+        like = self.weights[0]
+        self.register_buffer("a", like.new_tensor([each.a for each in neurons])[:, None, None], persistent=False)
+        couplings = [FULL if each.g is None else each.g for each in neurons]
+        self.register_buffer("g", like.new_tensor(couplings)[:, None, None], persistent=False)
+        bare = torch.tensor([each.g is None or each.g == FULL for each in neurons], device=like.device)
+        self.all_bare = bool(bare.all())
+        self.register_buffer("bare", bare[:, None, None], persistent=False)
+
+    a: Tensor
+    g: Tensor
+    bare: Tensor
+
+    def __len__(self) -> int:
+        return len(self.networks)
+
+    def forward(self, x: Tensor, shots: int | None = None) -> Tensor:
+        """Rows (n, inputs) to logarithms of the averaged softmax, shape (K, n, classes)."""
+        shots = 1 if self.estimator == "mean_field" else shots or self.shots
+        weights = [binarized(weight) if self.binary else weight for weight in self.weights]
+        z = linear(x, weights[0].flatten(0, 1), self.biases[0].flatten())  # (n, K h)
+        z = z.view(len(x), len(self), -1).transpose(0, 1)
+        z = z[:, None].expand(-1, shots, -1, -1).flatten(1, 2)  # (K, S n, h)
+        for weight, bias in zip(weights[1:], self.biases[1:], strict=True):
+            z = torch.baddbmm(bias[:, None], self._measured(z, shots), weight.mT)
+        logs = z.view(len(self), shots, len(x), -1).log_softmax(-1)
+        return logs[:, 0] if shots == 1 else logs.logsumexp(1) - torch.tensor(float(shots)).log()
+
+    def _measured(self, z: Tensor, shots: int) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.estimator != "ste"):
+            mean = polarization(z, self.a, self.law)
+            if not self.all_bare:
+                mean = torch.where(self.bare, mean, observed(mean, self.g, self.ancilla))
+        if self.estimator == "mean_field":
+            return mean
+        # each network's numbers are those that it would draw alone, (S, n, h)
+        uniform = torch.empty(z.shape, dtype=z.dtype)
+        for row, network in zip(uniform, self.networks, strict=True):
+            torch.rand(row.shape, generator=network.generator, out=row)
+        outcome = outcomes(mean, uniform.to(z.device))
+        return straight_through(z, outcome) if self.estimator == "ste" else passed_through(mean, outcome)
+
+    def get_extra_state(self) -> Tensor:
+        """The generators' states, shape (K, bytes)."""
+        return torch.stack([state_of(network.generator) for network in self.networks])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Set the generators' states."""
+        for network, each in zip(self.networks, state, strict=True):
+            set_state(network.generator, each)
+
+    def write_back(self) -> None:
+        """Give each network its weights."""
+        with torch.no_grad():
+            for k, (weights, biases) in enumerate(zip(self.weights, self.biases, strict=True)):
+                for network, weight, bias in zip(self.networks, weights, biases, strict=True):
+                    layer: Any = network.layers[k]
+                    layer.weight.copy_(weight)
+                    layer.bias.copy_(bias)
+
+
+def train_together(
+    networks: Sequence[NaturalMLP], train_data: tuple[Tensor, Tensor], *, epochs: int, lr: float, **options: Any
+) -> History:
+    """Train networks in place, as ``ub.heal(network, train_data, ...)`` would each, in a fraction of the time.
+
+    To the same weights, up to rounding, where that is given the cross entropy as ``loss=``; without one it looks first
+    whether data fit, which takes outcomes.
+
+    Args:
+        networks: that differ in weights, quantumness, entangling angle and generators only.
+        train_data: (x, y), for all of them; ``seed`` orders the batches.
+        epochs: passes.
+        lr: peak learning rate.
+        **options: others of :func:`unbraid.heal`, such as ``seed``, ``batch_size``, ``scheduler``.
+
+    Returns:
+        The history; its losses are sums over the networks.
+
+    Raises:
+        InvalidInputError: as of :class:`NaturalStack` and :func:`unbraid.heal`.
+    """
+    stack = NaturalStack(networks)
+    if "optimizer" not in options:  # one pass over the memory of all weights, where Adam by default takes ten
+        decay = options.pop("weight_decay", 0.0)
+        options["optimizer"] = lambda parameters: torch.optim.Adam(parameters, lr, weight_decay=decay, fused=True)
+    history = heal(stack, train_data, epochs=epochs, lr=lr, loss=summed_loss, **options)
+    stack.write_back()
+    return history
+
+
+def summed_loss(stack: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """The sum of the networks' mean cross entropies: each gets the gradient of its own."""
+    x, y = batch
+    logs = stack(x)
+    return cross_entropy(logs.flatten(0, 1), y.repeat(len(logs)), reduction="sum") / len(y)
+
+
+@torch.no_grad()
+def errors_together(networks: Sequence[NaturalMLP], x: Tensor, y: Tensor, *, shots: int | None = None) -> Tensor:
+    """The share of wrong rows, shape (K,).
+
+    Args:
+        networks: of the same kind.
+        x: shape (n, inputs).
+        y: class numbers, shape (n,).
+        shots: whose softmax is averaged; the networks' own by default.
+    """
+    stack = NaturalStack(networks)
+    wrong = torch.zeros(len(stack), device=x.device)
+    size = max(1, _ROWS // (shots or stack.shots))
+    for rows, labels in zip(x.split(size), y.split(size), strict=True):
+        wrong += (stack(rows, shots).argmax(-1) != labels).sum(1)
+    return wrong / len(y)
+
+
+def _neuron_of(network: NaturalMLP) -> Neuron:
+    neuron = network.neurons[0]
+    assert isinstance(neuron, Neuron)
+    return neuron
+
+
+def _stacked(parameters: Sequence[Tensor]) -> nn.Parameter:
+    return nn.Parameter(torch.stack([parameter.detach() for parameter in parameters]))
+
+
+def _check(networks: Sequence[NaturalMLP]) -> None:
+    if not networks or not all(isinstance(network, NaturalMLP) for network in networks):
+        raise InvalidInputError("Give a list of NaturalMLP, one or more.")
+    if len({id(network.generator) for network in networks}) < len(networks):
+        raise InvalidInputError("Each network needs a generator of its own: give each another seed, or copy it.")
+    neurons = [_neuron_of(network) for network in networks]
+    alike: dict[str, set[object]] = {
+        "sizes": {network.sizes for network in networks},
+        "shots": {network.shots for network in networks},
+        "binary": {isinstance(network.layers[0], BinaryLinear) for network in networks},
+        "law": {neuron.law for neuron in neurons},
+        "estimator": {neuron.estimator for neuron in neurons},
+        "ancilla": {neuron.ancilla for neuron in neurons if neuron.g is not None},
+    }
+    for name, values in alike.items():
+        if len(values) > 1:
+            raise InvalidInputError(f"Networks of one stack have the same {name}; got {', '.join(map(str, values))}.")
+    if "score" in alike["estimator"]:
+        raise InvalidInputError("The estimator 'score' is not trained in a stack; use score_loss network by network.")
