@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from unbraid.ground.errors import InvalidInputError
-from unbraid.nn import MPOLinear, Task, classification, heal, sentence_embedding, tensorize
-from unbraid.nn.slices import heal_slices
+from unbraid.nn import MPOLinear, Task, causal_language_model, classification, heal, sentence_embedding, tensorize
+from unbraid.nn.slices import _chained, heal_slices
 
 SLICES = ["blocks.0", "blocks.1", "blocks.2"]
 
@@ -33,12 +33,14 @@ class Net(nn.Module):
         self.blocks = nn.ModuleList([Block(width, way) for _ in range(3)])
         self.idle = nn.Linear(2, 2)
         self.head = nn.Linear(width, 3)
+        self.way, self.scales = way, (0.5, 0.5, 0.5)
 
     def forward(self, x):
         x = self.first(x)
-        for block in self.blocks:
-            x = block(x, scale=0.5)
+        for block, scale in zip(self.blocks, self.scales, strict=True):
+            x = block(x, scale=scale)
             x = x[0] if isinstance(x, tuple) else x
+            x = x.add_(0.1) if self.way == "changed between" else x
         return self.head(x)
 
 
@@ -81,16 +83,34 @@ def test_slices_heal_one_after_the_other(way):
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
-@pytest.mark.parametrize("way", ["", "in place"])
-def test_targets_that_do_not_fit_into_memory_together_give_the_same(way, monkeypatch):
+class Counted(nn.Module):
+    """Counts how often it runs."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.count = inner, 0
+
+    def forward(self, x):
+        self.count += 1
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("way", ["", "tuple", "in place", "changed between", "another argument"])
+def test_slices_that_follow_each_other_are_run_alone(way, monkeypatch):
     found = []
-    for size in (2**30, 7_000, 0):  # a slice's targets take 64 * 12 * 4 bytes
+    for chained in (True, False):
         teacher, student, batches = pair(way)
-        monkeypatch.setattr("unbraid.nn.slices.KEPT_BYTES", size)
+        teacher.first, student.first = Counted(teacher.first), Counted(student.first)
+        if way == "another argument":
+            teacher.scales = student.scales = (0.5, 0.7, 0.7)
+        if not chained:
+            monkeypatch.setattr("unbraid.nn.slices._chained", lambda *_: set())
         heal_slices(student, teacher, batches, SLICES, epochs=2, lr=0.01)
         found.append(state(student))
-    for other in found[1:]:
-        assert all(torch.equal(value, other[name]) for name, value in found[0].items())
+        whole = {"changed between": 3, "another argument": 2}.get(way, 1) if chained else 3
+        looked = int(chained)  # once, whether they do
+        assert teacher.first.count == student.first.count == whole * len(batches) + looked
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 def test_one_slice_leaves_the_others_alone():
@@ -221,6 +241,7 @@ def test_layers_of_bert_heal_with_what_they_get_beside_their_input():
     mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
     batches = [{"input_ids": torch.randint(20, (2, 7)), "attention_mask": mask} for _ in range(3)]
     slices = ["encoder.layer.0", "encoder.layer.1"]
+    assert _chained(student, slices, batches[0], sentence_embedding()) == {"encoder.layer.1"}
     for task in (sentence_embedding(), None):
         found = heal_slices(copy.deepcopy(student), teacher, batches, slices, epochs=20, lr=3e-3, task=task)
         assert all(history.train_loss[-1] < 0.5 * history.train_loss[0] for history in found.values())
@@ -240,6 +261,9 @@ def test_caches_of_a_decoder_do_not_grow():
     teacher = transformers.LlamaForCausalLM(config).eval()
     task = Task("classes", lambda model, batch: model(input_ids=batch, use_cache=True).logits)
     batches = [torch.randint(20, (2, 7)) for _ in range(2)]
+    slices = ["model.layers.0", "model.layers.1"]
+    assert _chained(teacher, slices, batches[0], causal_language_model()) == {"model.layers.1"}
+    assert _chained(teacher, slices, batches[0], task) == set()  # a cache is more than its values
     student = copy.deepcopy(teacher)
     found = heal_slices(student, teacher, batches, ["model.layers.1"], epochs=3, lr=1e-5, task=task)
     assert max(found["model.layers.1"].train_loss) < 1e-6

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,11 @@ from unbraid.nn.hidden import (
     check_slices,
     first_output,
     mask_of,
-    recorded,
     squared_error,
     variance,
 )
 from unbraid.nn.modes import keeping_modes
 from unbraid.nn.task import Task, regression
-
-KEPT_BYTES = 2 * 2**30  # of the teacher's outputs
 
 
 def heal_slices(
@@ -83,11 +80,12 @@ def heal_slices(
     for name in names:
         if not any(parameter.requires_grad for parameter in model.get_submodule(name).parameters()):
             raise InvalidInputError(f"The slice {name!r} has no trainable parameters. Leave it out.")
-    pairs = zip(names, _targets(teacher, names, found, task), strict=True)
-    for name, targets in progress.track(pairs, "slices", len(names)):
+    original, changed = _Feed(teacher, names, found, task), _Feed(model, names, found, task)
+    for name in progress.track(names, "slices", len(names)):
+        targets = original.outputs(name)
         masks = [mask_of(batch, target) for batch, target in zip(found, targets, strict=True)]
         scale = variance(targets, masks)
-        inputs = [_inputs(model, name, batch, task) for batch in found]
+        inputs = changed.inputs(name)
 
         def loss(part: nn.Module, lesson: Any, name: str = name, scale: float = scale) -> Tensor:
             given, target, mask = lesson
@@ -110,23 +108,101 @@ def heal_slices(
     return histories
 
 
-def _targets(teacher: nn.Module, names: Sequence[str], batches: Sequence[Any], task: Task) -> Iterator[list[Tensor]]:
-    """What each slice of the teacher puts out; of as many slices in one pass as take KEPT_BYTES together."""
-    size = sum(each.nbytes for each in _outputs(teacher, names, batches[0], task).values()) * len(batches) / len(names)
-    together = max(1, int(KEPT_BYTES / max(size, 1)))
-    for start in range(0, len(names), together):
-        group = names[start : start + together]
-        found = [_outputs(teacher, group, batch, task) for batch in batches]
-        for name in group:
-            yield [each.pop(name) for each in found]
+class _Feed:
+    """What slices of a network get on all batches, and put out, one slice after another.
+
+    Where a slice gets what the one before puts out, and beside it the same as that one (blocks of a transformer), that
+    one alone is run for it. Else the network is run up to it.
+    """
+
+    def __init__(self, network: nn.Module, names: Sequence[str], batches: Sequence[Any], task: Task) -> None:
+        self.network, self.batches, self.task = network, batches, task
+        self.chained = _chained(network, names, batches[0], task)
+        self.last: str | None = None
+        self.given: list[tuple[Any, Any]] = []  # to the last slice
+        self.put_out: list[Tensor] | None = None  # by it, while it does not change
+
+    def inputs(self, name: str) -> list[tuple[Any, Any]]:
+        """Arguments of a slice."""
+        if name in self.chained and self.last is not None:
+            outputs = self._run() if self.put_out is None else self.put_out
+            self.given = [
+                ((output, *args[1:]), kwargs) for output, (args, kwargs) in zip(outputs, self.given, strict=True)
+            ]
+        else:
+            self.given = []  # lets go of memory
+            self.given = [_inputs(self.network, name, batch, self.task) for batch in self.batches]
+        self.last, self.put_out = name, None
+        return self.given
+
+    def outputs(self, name: str) -> list[Tensor]:
+        """What a slice puts out that does not change from now on."""
+        self.inputs(name)
+        self.put_out = self._run()
+        self.given = [((None, *args[1:]), kwargs) for args, kwargs in self.given]  # lets go of memory
+        return self.put_out
+
+    @torch.no_grad()
+    def _run(self) -> list[Tensor]:
+        assert self.last is not None
+        part, found = self.network.get_submodule(self.last), []
+        with keeping_modes(part):
+            part.eval()
+            for given in self.given:
+                args, kwargs = copy.deepcopy(given)  # a slice may change what it gets
+                found.append(first_output(part(*args, **kwargs)))
+        return found
 
 
 @torch.no_grad()
-def _outputs(teacher: nn.Module, names: Sequence[str], batch: Any, task: Task) -> dict[str, Tensor]:
-    with keeping_modes(teacher), recorded(teacher, names) as found:
-        task.call(teacher.eval(), batch)
-    check_run(names, found)
+def _chained(network: nn.Module, names: Sequence[str], batch: Any, task: Task) -> set[str]:
+    """Slices that get what the one before them in the list puts out, unchanged, and beside it the same as that one."""
+    given: dict[str, tuple[Any, Any]] = {}
+    outputs: dict[str, tuple[Tensor, int]] = {}
+    found = set()
+
+    def before(name: str, previous: str | None, args: Any, kwargs: Any) -> None:
+        if previous in outputs and args:
+            output, version = outputs[previous]
+            (_, *rest), other = given[previous]
+            unchanged = args[0] is output and output._version == version
+            if unchanged and _same(rest, list(args[1:])) and _same(other, kwargs):
+                found.add(name)
+        given[name] = args, kwargs
+
+    def behind(name: str, output: Any) -> None:
+        tensor = first_output(output)
+        outputs[name] = tensor, tensor._version
+
+    hooks = []
+    for previous, name in zip([None, *names], names, strict=False):
+        part = network.get_submodule(name)
+        hooks.append(
+            part.register_forward_pre_hook(
+                lambda _, args, kwargs, name=name, previous=previous: before(name, previous, args, kwargs),
+                with_kwargs=True,
+            )
+        )
+        hooks.append(part.register_forward_hook(lambda _, __, output, name=name: behind(name, output)))
+    try:
+        with keeping_modes(network):
+            task.call(network.eval(), batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    check_run(names, outputs)
     return found
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether arguments have the same values; of anything but tensors, plain values and containers: no."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one is other or (one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_same(value, other[key]) for key, value in one.items())
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return isinstance(one, (int, float, str, bool, type(None))) and type(one) is type(other) and one == other
 
 
 class _EnoughError(Exception):
