@@ -7,6 +7,7 @@ from unbraid.quantum.encode import Encoded, MPSEncoding, encode
 from unbraid.quantum.execute import Execution, TorchExecutor
 from unbraid.quantum.hybrid import QuantumLinear, Stage, to_quantum
 from unbraid.quantum.mitigation import Learned, Polynomial
+from unbraid.quantum.natural import NaturalExecution, natural_circuit, run_natural
 from unbraid.quantum.pennylane import from_pennylane, to_pennylane
 from unbraid.quantum.readout import ReadOut, read_out
 from unbraid.quantum.reference import Reference
@@ -24,6 +25,7 @@ __all__ = [
     "Execution",
     "Learned",
     "MPSEncoding",
+    "NaturalExecution",
     "Polynomial",
     "QuantumLinear",
     "ReadOut",
@@ -42,8 +44,10 @@ __all__ = [
     "from_qasm3",
     "from_qiskit",
     "ibm_executor",
+    "natural_circuit",
     "read_out",
     "read_qpy",
+    "run_natural",
     "shot_noise",
     "synthesize_orthogonal",
     "to_pennylane",

@@ -431,7 +431,7 @@ def _has_failed(job: Any) -> bool:
 
 
 def _entry(key: str, program: Program, size: int) -> Entry:
-    return Entry(key, program.template.circuit.cregs[0].name, size, program.shots)
+    return Entry(key, program.template.circuit.cregs[-1].name, size, program.shots)
 
 
 def read_counts(result: Any, entry: Entry) -> Counts:

@@ -131,6 +131,13 @@ class Compiler:
         template = self._templates[key]
         return Program(template, tuple(angles[index] for index in template.order), shots)
 
+    def bound(self, circuit: QuantumCircuit, key: Hashable, values: Sequence[float], shots: int) -> Program:
+        """A whole circuit, whose parameters are of one vector; equal keys mean equal circuits."""
+        if key not in self._templates:
+            self._templates[key] = self._as_template(self.transpile(circuit), repr(key))
+        template = self._templates[key]
+        return Program(template, tuple(values[index] for index in template.order), shots)
+
     def placed(self, circuit: QuantumCircuit, shots: int) -> Program:
         """A circuit without parameters whose qubits are the physical ones."""
         ready = self.transpile(circuit, None if self.backend is None else range(circuit.num_qubits))

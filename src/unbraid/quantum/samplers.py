@@ -271,13 +271,16 @@ class SamplerExecutor:
             InvalidInputError: if its wires are no qubits, or the backend has fewer.
         """
         qubits = count_qubits(circuit)
+        self._check_qubits(qubits)
+        return qubits
+
+    def _check_qubits(self, qubits: int) -> None:
         available = getattr(self.backend, "num_qubits", None)
         if available is not None and qubits > available:
             raise InvalidInputError(
                 f"The circuit has {qubits} qubits, but the backend {getattr(self.backend, 'name', self.backend)!r} has "
                 f"only {available}. Use a wider backend, or smaller layers."
             )
-        return qubits
 
     def sample(
         self, programs: Programs, shots: Sequence[int], *, generator: torch.Generator | None = None
@@ -298,6 +301,35 @@ class SamplerExecutor:
         if not programs:
             return np.zeros((0, 0), dtype=np.int64), ()
         return self._counts(self._programs(programs, shots), 2 ** programs[0][1].num_qubits, generator)
+
+    def sample_bound(
+        self,
+        programs: Sequence[tuple[QuantumCircuit, Hashable, Sequence[float]]],
+        shots: Sequence[int],
+        size: int,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Run whole circuits with parameters, such as dynamic ones.
+
+        Args:
+            programs: (circuit whose parameters are of one vector, key of the circuit, values); equal keys mean equal
+                circuits. Their register ``meas`` is counted.
+            shots: shots a program.
+            size: of the counts, 2 to the bits of ``meas``.
+            generator: as in :meth:`run`.
+
+        Returns:
+            Counts, int64, shape (programs, size), and the ids of the jobs.
+
+        Raises:
+            InvalidInputError: if the backend has too few qubits.
+            ExecutionError: if the sampler fails or does not return the shots that were asked for.
+        """
+        for circuit, _, _ in programs:
+            self._check_qubits(circuit.num_qubits)
+        made = [self._compiler.bound(*each, number) for each, number in zip(programs, shots, strict=True)]
+        return self._counts(made, size, generator)
 
     def _programs(self, programs: Programs, shots: Sequence[int]) -> list[Program]:
         return [

@@ -1,0 +1,125 @@
+"""Dynamic circuits of natural networks on Aer, beside the law by enumeration."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import one_hot
+
+from unbraid.ground.errors import InvalidInputError
+from unbraid.natural import NaturalMLP, exact_probabilities, outcome_law
+from unbraid.natural.laws import FULL
+from unbraid.quantum import AerExecutor, TorchExecutor, natural_circuit, run_natural
+
+pytest.importorskip("qiskit_aer")
+
+SIZES = (4, 3, 3, 2)
+NEURONS = {
+    "A": {"a": 0.8},
+    "A, arcsine": {"a": 0.8, "law": "arcsine"},
+    "B": {"a": 0.0, "g": 0.7},
+    "B, rotated": {"a": 0.8, "g": 0.7},
+    "B'": {"a": 0.5, "g": 0.9, "ancilla": "asymmetric"},
+}
+SHOTS = 8_000
+
+
+def inputs(count=2):
+    return torch.randn(count, 4, generator=torch.Generator().manual_seed(1))
+
+
+def shares_of_patterns(network, x):
+    """Exact probabilities of the last hidden layer's patterns, shape (samples, 2^n), bit k for neuron k."""
+    chance, _ = outcome_law(network, x)
+    width, hidden = network.sizes[-2], sum(network.sizes[1:-1])
+    rows = torch.arange(2**hidden)
+    bits = (rows[:, None] >> torch.arange(width - 1, -1, -1)) & 1  # of the last layer, neuron 0 first
+    number = (bits << torch.arange(width)).sum(1)
+    return (one_hot(number, 2**width).to(chance).T @ chance).T.detach()
+
+
+@pytest.mark.parametrize("form", ["parallel", "sequential"])
+@pytest.mark.parametrize("options", NEURONS.values(), ids=NEURONS)
+def test_circuits_follow_the_law(form, options):
+    network, x = NaturalMLP(SIZES, **options, seed=2), inputs()
+    found = run_natural(network, x, AerExecutor(seed=3), shots=SHOTS, form=form)
+    exact = shares_of_patterns(network, x)
+    variation = (found.counts / SHOTS - exact).abs().sum(1) / 2
+    expected = torch.sqrt(2 * exact * (1 - exact) / (math.pi * SHOTS)).sum(1) / 2  # mean deviation of each share
+    assert bool((variation < 2.5 * expected + 1e-9).all())
+    assert found.counts.sum(1).tolist() == [SHOTS, SHOTS]
+    torch.testing.assert_close(found.logs.exp(), exact_probabilities(network, x).detach(), atol=0.03, rtol=0)
+    weak = 2 if "g" in options else 1
+    assert found.qubits == weak * (3 if form == "parallel" else 1)
+    assert (found.circuits, found.shots) == (2, 2 * SHOTS)
+
+
+@pytest.mark.parametrize("options", [NEURONS["A"], NEURONS["B'"]], ids=["A", "B'"])
+def test_layers_of_circuits_follow_the_law(options):
+    network, x = NaturalMLP(SIZES, **options, seed=2), inputs()
+    found = run_natural(network, x, AerExecutor(seed=3), shots=4_000, form="layers")
+    torch.testing.assert_close(found.logs.exp(), exact_probabilities(network, x).detach(), atol=0.03, rtol=0)
+    assert found.shots == 2 * 2 * 4_000
+    assert found.circuits <= 2 + 2 * 8  # of the second layer at most one a pattern and sample
+    again = run_natural(network, x, AerExecutor(seed=3), shots=4_000, form="layers")
+    assert torch.equal(found.logs, again.logs)
+
+
+def test_the_classical_limit_is_the_sign_network():
+    network, x = NaturalMLP((4, 10, 9, 3), seed=4), inputs(5)
+    expected = network(x)
+    wide = run_natural(network, x, AerExecutor(), shots=3, form="layers")
+    torch.testing.assert_close(wide.logs, expected.detach())
+    assert wide.qubits == 8
+    weak = NaturalMLP(SIZES, g=FULL, seed=4)
+    for form in ("parallel", "sequential"):
+        found = run_natural(weak, x, AerExecutor(), shots=5, form=form)
+        torch.testing.assert_close(found.logs, weak(x).detach())
+
+
+def test_torch_samples_the_same_law_without_circuits():
+    network, x = NaturalMLP(SIZES, a=0.8, seed=2), inputs()
+    found = run_natural(network, x, TorchExecutor(), shots=SHOTS)
+    torch.testing.assert_close(found.logs.exp(), exact_probabilities(network, x).detach(), atol=0.03, rtol=0)
+    assert (found.counts, found.circuits, found.shots, found.job_ids) == (None, 0, 2 * SHOTS, ())
+
+
+def test_depolarising_noise_moves_outcomes_to_chance():
+    from qiskit_aer.noise import NoiseModel, depolarizing_error
+
+    noise = NoiseModel()
+    noise.add_all_qubit_quantum_error(depolarizing_error(1.0, 1), ["ry", "rx", "sx", "x", "u", "h"])
+    noise.add_basis_gates(["rz"])
+    network, x = NaturalMLP((4, 3, 2), seed=2), inputs(1)
+    found = run_natural(network, x, AerExecutor(noise, seed=0, optimization_level=0), shots=SHOTS)
+    torch.testing.assert_close(found.counts / SHOTS, torch.full((1, 8), 1 / 8), atol=0.03, rtol=0)
+
+
+def test_registers_and_parameters_have_their_names():
+    circuit = natural_circuit(NaturalMLP((5, 3, 2, 4, 2), a=1.0, g=0.5))
+    assert [register.name for register in circuit.cregs] == ["layer0", "layer1", "meas"]
+    assert [register.size for register in circuit.cregs] == [3, 2, 4]
+    assert [parameter.name for parameter in circuit.parameters] == ["input[0]", "input[1]", "input[2]"]
+    assert [(register.name, register.size) for register in circuit.qregs] == [("neuron", 4), ("ancilla", 4)]
+    alone = natural_circuit(NaturalMLP((5, 3, 2, 4, 2), a=1.0), form="sequential")
+    assert alone.num_qubits == 1
+    assert alone.count_ops()["reset"] == alone.count_ops()["measure"] == 3 + 2 + 4
+
+
+def test_what_is_no_circuit_is_refused():
+    x, aer = inputs(), AerExecutor()
+    for network, options, message in (
+        (NaturalMLP((4, 9, 2)), {}, "layers of at most 8 neurons; this network has one of 9"),
+        (NaturalMLP(SIZES, a=1.0, estimator="mean_field"), {}, "nothing is measured"),
+        (NaturalMLP(SIZES), {"form": "spiral"}, "form must be one of"),
+        (NaturalMLP(SIZES), {"shots": 0}, "shots must be a positive integer"),
+        (NaturalMLP((5, 3, 2)), {}, r"shape \(samples, 5\); got \(2, 4\)"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            run_natural(network, x, aer, **options)
+    with pytest.raises(InvalidInputError, match="form must be one of 'parallel', 'sequential'"):
+        natural_circuit(NaturalMLP(SIZES), form="layers")
+    with pytest.raises(InvalidInputError, match="Circuits are made of a NaturalMLP; got Linear"):
+        natural_circuit(torch.nn.Linear(2, 2))
+    with pytest.raises(InvalidInputError, match="measured once, at their end"):
+        run_natural(NaturalMLP(SIZES), x, AerExecutor(mitigate_readout=True))
