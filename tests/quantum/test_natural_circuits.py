@@ -77,6 +77,28 @@ def test_the_classical_limit_is_the_sign_network():
         torch.testing.assert_close(found.logs, weak(x).detach())
 
 
+def test_networks_that_differ_in_a_digit_have_circuits_of_their_own():
+    executor, x = AerExecutor(seed=0), inputs(1)
+    first, near = (NaturalMLP((4, 3, 3, 2), a=0.8, g=g, seed=2) for g in (0.5, 0.5000001))
+    for form in ("parallel", "layers"):
+        for network in (first, near):
+            run_natural(network, x, executor, shots=10, form=form)
+    keys = {key for key in executor._compiler._templates if "natural" in str(key)}
+    assert len(keys) == 4
+
+
+def test_finished_circuits_are_not_run_again(tmp_path):
+    network, x = NaturalMLP(SIZES, a=0.8, seed=2), inputs()
+    found = []
+    for _ in range(2):
+        executor = AerExecutor(seed=3, store=tmp_path / "results.sqlite")
+        found.append(run_natural(network, x, executor, shots=100))
+        network(x)  # draws outcomes, which the circuits do not depend on
+    assert torch.equal(found[0].counts, found[1].counts)
+    assert found[0].job_ids
+    assert not found[1].job_ids
+
+
 def test_torch_samples_the_same_law_without_circuits():
     network, x = NaturalMLP(SIZES, a=0.8, seed=2), inputs()
     found = run_natural(network, x, TorchExecutor(), shots=SHOTS)

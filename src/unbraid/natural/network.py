@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,13 @@ class BinaryLinear(nn.Linear):
 def binarized(weight: Tensor) -> Tensor:
     """Signs times the mean magnitude of their row, shape (..., out, in), differentiable."""
     return straight_through(weight, signs(weight.detach())) * weight.abs().mean(-1, keepdim=True)
+
+
+def averaged(z: Tensor, shots: int) -> Tensor:
+    """Numbers of all shots, which the dimension ``shots`` counts, to logarithms of their averaged softmax."""
+    logs = z.log_softmax(-1)
+    count = z.shape[shots]
+    return logs.squeeze(shots) if count == 1 else logs.logsumexp(shots) - math.log(count)
 
 
 class NaturalMLP(nn.Module):
@@ -96,8 +104,7 @@ class NaturalMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logarithms of the averaged softmax, (..., inputs) to (..., classes): a cross entropy takes them as scores."""
-        logs = self.each_shot(x, self.shots).log_softmax(-1)
-        return logs[0] if len(logs) == 1 else logs.logsumexp(0) - torch.tensor(float(len(logs))).log()
+        return averaged(self.each_shot(x, self.shots), 0)
 
     def each_shot(self, x: Tensor, shots: int) -> Tensor:
         """The last layer's numbers, shape (shots, ..., classes); with "mean_field" of one shot, since all are alike."""

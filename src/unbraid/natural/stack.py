@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from unbraid.ground.errors import InvalidInputError
 from unbraid.natural.laws import FULL, Ancilla, observed, polarization
-from unbraid.natural.network import BinaryLinear, NaturalMLP, binarized
+from unbraid.natural.network import BinaryLinear, NaturalMLP, averaged, binarized
 from unbraid.natural.neurons import Neuron, outcomes, passed_through, set_state, state_of, straight_through
 from unbraid.nn import History, heal
 
@@ -71,8 +71,7 @@ class NaturalStack(nn.Module):
         z = z[:, None].expand(-1, shots, -1, -1).flatten(1, 2)  # (K, S n, h)
         for weight, bias in zip(weights[1:], self.biases[1:], strict=True):
             z = torch.baddbmm(bias[:, None], self._measured(z, shots), weight.mT)
-        logs = z.view(len(self), shots, len(x), -1).log_softmax(-1)
-        return logs[:, 0] if shots == 1 else logs.logsumexp(1) - torch.tensor(float(shots)).log()
+        return averaged(z.view(len(self), shots, len(x), -1), 1)
 
     def _measured(self, z: Tensor, shots: int) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.estimator != "ste"):

@@ -15,7 +15,6 @@ Legend: bit k of a register is neuron k of its layer; 1 is the outcome +1.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from unbraid.ground.manifest import hash_tensors
 from unbraid.ground.random import stream
 from unbraid.natural import NaturalMLP
 from unbraid.natural.laws import FULL, angle
-from unbraid.natural.network import check_shots
+from unbraid.natural.network import averaged, check_shots
 from unbraid.natural.neurons import Neuron
 from unbraid.quantum.execute import TorchExecutor
 from unbraid.quantum.samplers import SamplerExecutor
@@ -189,7 +188,7 @@ def run_natural(
         raise InvalidInputError(f"x must be of shape (samples, {network.sizes[0]}); got {tuple(x.shape)}.")
     if isinstance(executor, TorchExecutor):
         with torch.no_grad():
-            logs = _averaged(network.each_shot(x, shots))
+            logs = averaged(network.each_shot(x, shots), 0)
         return NaturalExecution(logs, None, 0, shots * len(x), 0, (), time.perf_counter() - start)
     if executor.mitigate_readout or executor.noise_factors != (1,):
         raise InvalidInputError(
@@ -201,7 +200,7 @@ def run_natural(
     circuit = natural_circuit(network, form=form)
     angles = _angles(network, 0, x)
     width = network.sizes[-2]
-    key = ("natural", form, hash_tensors(*network.state_dict().values()), _told(network))
+    key = ("natural", form, hash_tensors(*network.parameters()), _told(network))
     counts, jobs = executor.sample_bound(
         [(circuit, key, row.tolist()) for row in angles], [shots] * len(x), 2**width, generator=generator
     )
@@ -244,7 +243,7 @@ def _by_layers(
             ids += jobs
         rows = found.to(x)
     with torch.no_grad():
-        logs = _averaged(network.layers[-1](rows).reshape(len(x), shots, -1).transpose(0, 1))
+        logs = averaged(network.layers[-1](rows).reshape(len(x), shots, -1), 1)
     return NaturalExecution(logs, None, circuits, spent, qubits, tuple(ids), time.perf_counter() - start)
 
 
@@ -258,13 +257,11 @@ def _layer_circuit(network: NaturalMLP, width: int) -> QuantumCircuit:
     return circuit
 
 
-def _averaged(z: Tensor) -> Tensor:
-    """Numbers (shots, samples, classes) to logarithms of the averaged softmax."""
-    return z.log_softmax(-1).logsumexp(0) - math.log(len(z))
-
-
-def _told(network: NaturalMLP) -> str:
-    return repr(network.neurons[0])
+def _told(network: NaturalMLP) -> tuple[float | str | None, ...]:
+    """All that circuits depend on beside weights, to the last digit."""
+    neuron = network.neurons[0]
+    assert isinstance(neuron, Neuron)
+    return neuron.a, neuron.g, neuron.law, neuron.ancilla
 
 
 def _check(network: NaturalMLP) -> None:

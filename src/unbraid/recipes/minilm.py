@@ -213,12 +213,13 @@ def _tasks(request: Request) -> list[Task]:
 def _assemble(request: Request, results: Mapping[str, Any]) -> Outcome:
     settings: Settings = request.settings
     original, rows = results[ORIGINAL], rows_of(request, STUDY, results)
+    names = {part: file.name for part, file in STUDY.files(request).items()}
     return Outcome(
         title=f"{STUDY.title(request)}, compressed",
         note=(
             f"The blocks' linear layers have {original['compressed']:,} of {original['parameters']:,} parameters. "
-            f"Healed on sentences of the training text and {settings.windows:,} pieces of them, {settings.epochs} "
-            f"passes, towards the original's vectors; measured once on {settings.test} sentences of the test text. "
+            f"Healed on sentences of {names['train']} and {settings.windows:,} pieces of them, {settings.epochs} "
+            f"passes, towards the original's vectors; measured once on {settings.test} sentences of {names['test']}. "
             "Cosine: of a sentence's vector with the original's, mean. Spearman: of all pairwise similarities. Time: "
             f"of a batch on the CPU, over the original's. {told_of_layers(request, results)}"
         ),
