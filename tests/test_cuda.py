@@ -13,6 +13,7 @@ from unbraid.circuits import Circuit, brickwall, parse_ansatz
 from unbraid.cli.app import app
 from unbraid.disentangling import disentangle
 from unbraid.ground.devices import moved
+from unbraid.natural import NaturalMLP, errors_together, exact_probabilities, train_together
 from unbraid.nn import (
     Architecture,
     DisentangledLinear,
@@ -262,3 +263,25 @@ def test_verbs_with_a_device(language_data, tmp_path):
 def call(*arguments):
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("options", [{}, {"bits": 2}, {"binary": True, "shots": 3}])
+def test_natural_networks(options):
+    x, y = torch.randn(96, 12), torch.arange(96) % 4
+    settings = [{"a": 0.0}, {"a": 0.7}] + ([] if "bits" in options else [{"a": 0.5, "g": 0.9}])
+    here = [NaturalMLP((12, 8, 6, 4), **each, **options, seed=0).double() for each in settings]
+    there = [network.to(DEVICE) for network in copy.deepcopy(here)]  # outcomes are drawn on the CPU
+    run = {"epochs": 2, "lr": 1e-2, "batch_size": 32, "seed": 0}
+    train_together(here, (x.double(), y), **run)
+    train_together(there, (x.double().to(DEVICE), y.to(DEVICE)), **run)
+    for mine, theirs in zip(here, there, strict=True):
+        for one, other in zip(mine.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(other.cpu(), one, rtol=1e-6, atol=1e-8)
+    errors = errors_together(there, x.double().to(DEVICE), y.to(DEVICE))
+    assert torch.equal(errors.cpu(), errors_together(here, x.double(), y))
+    alone = there[1](x.double().to(DEVICE))
+    assert torch.isfinite(alone).all()
+    if not options:
+        small = NaturalMLP((12, 3, 2, 4), a=0.6, seed=1).double()
+        law = exact_probabilities(copy.deepcopy(small).to(DEVICE), x.double().to(DEVICE))
+        torch.testing.assert_close(law.cpu(), exact_probabilities(small, x.double()))

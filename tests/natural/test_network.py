@@ -44,11 +44,21 @@ def test_the_classical_limit_is_the_sign_network_to_the_bit(options, binary):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"law": "arcsine"}, {"a": 0.0, "g": 0.7}, {"g": 0.7}, {"g": 0.7, "ancilla": "asymmetric"}, {"binary": True}],
+    [
+        {},
+        {"law": "arcsine"},
+        {"a": 0.0, "g": 0.7},
+        {"g": 0.7},
+        {"g": 0.7, "ancilla": "asymmetric"},
+        {"binary": True},
+        {"bits": 2},
+    ],
 )
 def test_sampling_follows_the_law(options):
     """Chi-square of last-layer numbers over 30 seeds: the sum of 30 statistics is within 4 sigma of its mean."""
-    model, x, shots, total, freedom = network(**options), inputs(1), 4_000, 0.0, 0
+    sizes = (4, 2, 3, 2) if "bits" in options else SIZES
+    model = NaturalMLP(sizes, **({"a": 0.8} | options)).double()
+    x, shots, total, freedom = inputs(1), 4_000, 0.0, 0
     chance, z = outcome_law(model, x)
     keys, group = torch.unique(z[:, 0].detach().round(decimals=9), dim=0, return_inverse=True)
     expected = shots * torch.zeros(len(keys), dtype=torch.float64).index_add_(0, group, chance[:, 0].detach())
@@ -187,5 +197,21 @@ def test_bad_shots_and_large_enumerations_are_refused():
     for shots in (0, -1, 1.5, True):
         with pytest.raises(InvalidInputError, match="shots must be a positive integer"):
             NaturalMLP(SIZES, shots=shots)
-    with pytest.raises(InvalidInputError, match="at most 16 hidden neurons; got 20"):
+    with pytest.raises(InvalidInputError, match="at most 16 hidden qubits; got 20"):
         outcome_law(NaturalMLP((4, 10, 10, 2)), inputs().float())
+
+
+def test_the_score_of_several_qubits_is_unbiased():
+    model = NaturalMLP((4, 2, 2, 2), a=0.8, bits=2, estimator="score", seed=1).double()
+    x, y = inputs(3), torch.tensor([0, 1, 0])
+    exact = torch.autograd.grad(exact_loss(model, x, y), list(model.parameters()))
+    found = torch.autograd.grad(score_loss(model, x, y, shots=20_000), list(model.parameters()))
+    one, other = (torch.cat([part.flatten() for part in parts]) for parts in (exact, found))
+    assert float(cosine_similarity(one, other, dim=0)) >= 0.99
+
+
+def test_several_qubits_are_measured_themselves():
+    with pytest.raises(InvalidInputError, match="give bits or g, not both; got 2"):
+        NaturalMLP(SIZES, bits=2, g=0.5)
+    with pytest.raises(InvalidInputError, match="at most 16 hidden qubits; got 18"):
+        outcome_law(network(bits=3), inputs(1))

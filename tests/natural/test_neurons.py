@@ -37,6 +37,50 @@ def test_outcomes_have_their_mean_and_their_values(neuron, training):
     assert bool((error <= 4.5 / math.sqrt(count)).all())
 
 
+@pytest.mark.parametrize("law", ["linear", "arcsine"])
+@pytest.mark.parametrize("bits", [2, 3])
+def test_a_register_draws_levels_with_their_probabilities(bits, law):
+    neuron = RotationNeuron(0.7, law=law, bits=bits, generator=generator())
+    chance, levels = neuron.distribution(Z)
+    torch.testing.assert_close(chance.sum(0), torch.ones_like(Z))
+    count = 40_000
+    found = neuron(Z.expand(count, -1))
+    shares = (found - levels[:, None, None]).abs().lt(1e-9).double().mean(1)
+    assert bool(((shares - chance).abs() <= 4.5 * (chance * (1 - chance) / count).sqrt() + 1e-9).all())
+    torch.testing.assert_close(neuron.mean(Z), (chance * levels[:, None]).sum(0))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 6])
+def test_without_superposition_a_register_takes_the_nearest_level(bits):
+    z = torch.linspace(-1.3, 1.3, 997, dtype=torch.float64)
+    levels = torch.linspace(-1, 1, 2**bits, dtype=torch.float64)
+    nearest = (z[:, None] - levels).abs().argmin(1)
+    found = RotationNeuron(0.0, bits=bits)(z)
+    torch.testing.assert_close(found, levels[nearest])
+    assert not RotationNeuron(0.0, bits=bits).uncertainty(z).any()
+
+
+def test_gradients_of_registers():
+    value, slope = slopes(RotationNeuron(0.7, bits=2, generator=generator()))
+    assert torch.equal(slope, 2 * (Z.abs() <= 1).double())
+    neuron = RotationNeuron(0.7, bits=2, estimator="mean_field")
+    assert torch.autograd.gradcheck(neuron, (Z.clone().requires_grad_(),))
+    _, through = slopes(neuron)
+    value, expected = slopes(RotationNeuron(0.7, bits=2, estimator="expected", generator=generator()))
+    torch.testing.assert_close(expected, through)
+    scored = RotationNeuron(0.7, bits=2, estimator="score", generator=generator())
+    value, _ = slopes(scored)
+    chance, levels = scored.distribution(Z)
+    number = (value[None] - levels[:, None]).abs().argmin(0)
+    torch.testing.assert_close(scored.log_probability.exp(), chance.gather(0, number[None])[0])
+
+
+@pytest.mark.parametrize("bits", [0, 7, 1.5, True, "2"])
+def test_bad_numbers_of_qubits_are_refused(bits):
+    with pytest.raises(InvalidInputError, match="bits must be an integer from 1 to 6"):
+        RotationNeuron(0.5, bits=bits)
+
+
 def test_several_readings_ask_the_same_question():
     # the qubit is in an equal superposition; each reading alone says little, but they agree more than chance
     neuron = WeakMeasurement(0.5, a=1.0, readings=2, generator=generator())
@@ -95,7 +139,7 @@ def test_they_are_activations_of_any_network():
     model = nn.Sequential(nn.Linear(4, 5), RotationNeuron(1.0, estimator="expected"), nn.Linear(5, 2)).double()
     model(torch.randn(3, 4, dtype=torch.float64)).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
-    assert "a=1, law='linear', estimator='expected'" in repr(model)
+    assert "a=1, law='linear', bits=1, estimator='expected'" in repr(model)
     assert list(model.state_dict()) == ["0.weight", "0.bias", "1._extra_state", "2.weight", "2.bias"]
     assert "readings=2" in repr(WeakMeasurement(0.5, readings=2))
 

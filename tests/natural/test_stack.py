@@ -32,10 +32,17 @@ def cross_entropy_of(network, batch):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"shots": 3}, {"binary": True}, {"law": "arcsine"}, {"ancilla": "asymmetric", "shots": 2}],
+    [
+        {},
+        {"shots": 3},
+        {"binary": True},
+        {"law": "arcsine"},
+        {"ancilla": "asymmetric", "shots": 2},
+        {"bits": 3, "shots": 2},
+    ],
 )
 def test_a_stack_gives_what_its_networks_give(options):
-    together = networks(**options)
+    together = networks([{"a": 0.0}, {"a": 0.7}] if "bits" in options else None, **options)
     alone = copy.deepcopy(together)
     x, _ = data()
     for _ in range(2):  # generators go on alike
@@ -43,9 +50,9 @@ def test_a_stack_gives_what_its_networks_give(options):
 
 
 @pytest.mark.parametrize("estimator", ["ste", "expected", "mean_field"])
-@pytest.mark.parametrize("options", [{}, {"shots": 2}, {"binary": True}])
+@pytest.mark.parametrize("options", [{}, {"shots": 2}, {"binary": True}, {"bits": 2}])
 def test_training_together_is_training_one_by_one(estimator, options):
-    settings = [{"a": 0.3}, {"a": 1.0}, {"a": 0.5, "g": 0.9}]
+    settings = [{"a": 0.3}, {"a": 1.0}, {"a": 0.5} if "bits" in options else {"a": 0.5, "g": 0.9}]
     together = networks(settings, estimator=estimator, **options)
     alone = copy.deepcopy(together)
     run = {"epochs": 3, "lr": 1e-2, "batch_size": 16, "seed": 5, "scheduler": "cosine"}

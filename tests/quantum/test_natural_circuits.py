@@ -21,6 +21,7 @@ NEURONS = {
     "B, rotated": {"a": 0.8, "g": 0.7},
     "B'": {"a": 0.5, "g": 0.9, "ancilla": "asymmetric"},
 }
+REGISTERS = {"two qubits": {"a": 0.8, "bits": 2}, "three qubits": {"a": 0.5, "law": "arcsine", "bits": 3}}
 SHOTS = 8_000
 
 
@@ -63,6 +64,31 @@ def test_layers_of_circuits_follow_the_law(options):
     assert found.circuits <= 2 + 2 * 8  # of the second layer at most one a pattern and sample
     again = run_natural(network, x, AerExecutor(seed=3), shots=4_000, form="layers")
     assert torch.equal(found.logs, again.logs)
+
+
+@pytest.mark.parametrize("form", ["parallel", "sequential", "layers"])
+@pytest.mark.parametrize("options", REGISTERS.values(), ids=REGISTERS)
+def test_circuits_of_several_qubits_a_neuron_follow_the_law(form, options):
+    network, x = NaturalMLP((4, 2, 2, 2), **options, seed=2), inputs()
+    bits = network.bits
+    found = run_natural(network, x, AerExecutor(seed=3), shots=SHOTS, form=form)
+    torch.testing.assert_close(found.logs.exp(), exact_probabilities(network, x).detach(), atol=0.03, rtol=0)
+    assert found.qubits == (bits if form == "sequential" else 2 * bits)
+    if form == "layers":
+        return
+    chance, _ = outcome_law(network, x)
+    # of the second layer's patterns, whose first neuron counts most there and least in the register
+    shares = chance.reshape(4**bits, 2**bits, 2**bits, 2).sum(0).transpose(0, 1).flatten(0, 1).T.detach()
+    variation = (found.counts / SHOTS - shares).abs().sum(1) / 2
+    expected = torch.sqrt(2 * shares * (1 - shares) / (math.pi * SHOTS)).sum(1) / 2
+    assert bool((variation < 2.5 * expected + 1e-9).all())
+
+
+def test_registers_without_superposition_are_rounded():
+    network, x = NaturalMLP((4, 5, 4, 3), bits=3, seed=4), inputs(5)
+    found = run_natural(network, x, AerExecutor(), shots=2, form="layers")
+    torch.testing.assert_close(found.logs, network(x).detach())
+    assert found.qubits == 6
 
 
 def test_the_classical_limit_is_the_sign_network():
@@ -131,7 +157,7 @@ def test_registers_and_parameters_have_their_names():
 def test_what_is_no_circuit_is_refused():
     x, aer = inputs(), AerExecutor()
     for network, options, message in (
-        (NaturalMLP((4, 9, 2)), {}, "layers of at most 8 neurons; this network has one of 9"),
+        (NaturalMLP((4, 9, 2)), {}, "layers of at most 8 qubits; this network has one of 9"),
         (NaturalMLP(SIZES, a=1.0, estimator="mean_field"), {}, "nothing is measured"),
         (NaturalMLP(SIZES), {"form": "spiral"}, "form must be one of"),
         (NaturalMLP(SIZES), {"shots": 0}, "shots must be a positive integer"),

@@ -1,6 +1,6 @@
 """The law of a small network by enumeration: every outcome of every neuron, with its probability.
 
-The slow and obvious twin of sampling. A network of N hidden neurons takes 2^N passes.
+The slow and obvious twin of sampling. A network of N hidden qubits takes 2^N passes.
 """
 
 from __future__ import annotations
@@ -13,45 +13,41 @@ from unbraid.ground.errors import InvalidInputError
 from unbraid.natural.network import NaturalMLP
 from unbraid.natural.neurons import Neuron
 
-LARGEST = 16  # hidden neurons
+LARGEST = 16  # qubits
 
 
 def outcome_law(network: NaturalMLP, x: Tensor) -> tuple[Tensor, Tensor]:
     """All ways that a shot can end, differentiable.
 
     Args:
-        network: of at most 16 hidden neurons.
+        network: of at most 16 hidden qubits.
         x: shape (samples, inputs).
 
     Returns:
         Probabilities, shape (2^N, samples), summing to 1; and the last layer's numbers, shape (2^N, samples, classes).
-        The first neuron of the first layer is the most significant digit of the row, and -1 comes before +1.
+        The first neuron of the first layer is the most significant digit of the row, and lower levels come first.
 
     Raises:
         InvalidInputError: if the network is too large.
     """
-    hidden = sum(network.sizes[1:-1])
-    if hidden > LARGEST:
+    qubits = network.bits * sum(network.sizes[1:-1])
+    if qubits > LARGEST:
         raise InvalidInputError(
-            f"Enumeration takes 2^N passes and is for at most {LARGEST} hidden neurons; got {hidden}. Sample instead."
+            f"Enumeration takes 2^N passes and is for at most {LARGEST} hidden qubits; got {qubits}. Sample instead."
         )
     first, *others = network.layers
     z = first(x)[None]
     chance = torch.ones_like(z[..., 0])
     for neuron, layer in zip(network.neurons, others, strict=True):
         assert isinstance(neuron, Neuron)
-        patterns = _patterns(z.shape[-1], z)  # (2^n, n)
-        each = (1 + patterns[:, None] * neuron.mean(z)[:, None, :, :]) / 2  # (before, 2^n, samples, n)
-        chance = (chance[:, None] * each.prod(-1)).flatten(0, 1)
-        told = layer(patterns)[:, None].expand(-1, x.shape[0], -1)
+        chances, levels = neuron.distribution(z)  # (levels, before, samples, n)
+        which = torch.cartesian_prod(*[torch.arange(len(levels), device=z.device)] * z.shape[-1])
+        which = which.reshape(-1, z.shape[-1])  # (patterns, n)
+        each = torch.stack([chances[column, ..., k] for k, column in enumerate(which.mT)], -1)
+        chance = (chance * each.prod(-1)).transpose(0, 1).flatten(0, 1)  # (before, patterns) as rows
+        told = layer(levels[which])[:, None].expand(-1, x.shape[0], -1)
         z = told.repeat(len(z), 1, 1)
     return chance, z
-
-
-def _patterns(count: int, like: Tensor) -> Tensor:
-    """Shape (2^count, count)."""
-    side = torch.tensor([-1.0, 1.0], dtype=like.dtype, device=like.device)
-    return torch.cartesian_prod(*[side] * count).reshape(-1, count)
 
 
 def exact_probabilities(network: NaturalMLP, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ Source:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -28,6 +29,7 @@ Ancilla = Literal["symmetric", "asymmetric"]
 LAWS = ("linear", "arcsine")
 ANCILLAS = ("symmetric", "asymmetric")
 FULL = math.pi / 2  # coupling of an ancilla that tells all
+MOST_BITS = 6  # qubits of a neuron
 
 Number = float | Tensor
 
@@ -57,6 +59,17 @@ def check_coupling(g: float) -> float:
             f"{g!r}."
         )
     return float(g)
+
+
+def check_bits(bits: int) -> int:
+    """Refuse what is no number of qubits of a neuron.
+
+    Raises:
+        InvalidInputError: if it is not between 1 and 6.
+    """
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= MOST_BITS:
+        raise InvalidInputError(f"bits must be an integer from 1 to {MOST_BITS}: qubits a neuron; got {bits!r}.")
+    return bits
 
 
 def check_law(law: str) -> None:
@@ -110,6 +123,67 @@ def angle(z: Tensor, a: Number, law: Law = "linear") -> Tensor:
     """
     inner = _reduced(z, a)
     return FULL * (1 + inner) if law == "linear" else 2 * torch.asin(torch.sqrt((1 + inner) / 2))
+
+
+def digit_weight(digit: int, bits: int) -> float:
+    """What the outcome of one qubit of a register counts: halves from one to the next, 1 in all.
+
+    Args:
+        digit: 0 is the least significant.
+        bits: qubits of the register.
+    """
+    return 2**digit / (2**bits - 1)
+
+
+def digits(bits: int) -> range:
+    """Of a register, the most significant first, in the order in which they are decided."""
+    return range(bits - 1, -1, -1)
+
+
+def register_law(z: Tensor, a: Number, bits: int, law: Law = "linear") -> tuple[Tensor, Tensor]:
+    """All that a neuron of several qubits can put out, and how probable each is.
+
+    Digits are decided one after another: a qubit gets what is left of ``z`` over its own weight
+    (:func:`digit_weight`), and its outcome times the weight is taken off. Without superposition that is the nearest of
+    2^bits levels from -1 to 1.
+
+    Args:
+        z: inputs, any shape.
+        a: quantumness, or a tensor of several that broadcasts.
+        bits: qubits, one or more.
+        law: of each one's angle.
+
+    Returns:
+        Probabilities, shape (2^bits, ...), by the number whose digits are the outcomes; and levels, shape (2^bits,),
+        from -1 up to 1.
+
+    Source:
+        An assumption of this package: arXiv:2503.15482 names values of more than two levels as future work.
+    """
+    *_, last = register_qubits(z, a, bits, law)
+    found = _split(*last)
+    return found, torch.linspace(-1, 1, 2**bits, dtype=z.dtype, device=z.device)
+
+
+def register_qubits(z: Tensor, a: Number, bits: int, law: Law = "linear") -> Iterator[tuple[Tensor, Tensor]]:
+    """The qubits of :func:`register_law`, the most significant first, after all outcomes of those before.
+
+    Yields:
+        Probabilities of what came before, and the mean of this qubit's outcome then, both of shape (2^k, ...) for the
+        k-th.
+    """
+    chance, left = torch.ones_like(z)[None], z[None]
+    for digit in digits(bits):
+        weight = digit_weight(digit, bits)
+        m = polarization(left / weight, a, law)
+        yield chance, m
+        chance = _split(chance, m)
+        left = torch.stack([left + weight, left - weight], 1).flatten(0, 1)
+
+
+def _split(chance: Tensor, m: Tensor) -> Tensor:
+    """Probabilities with the outcome -1 and then +1 of a mean ``m`` as a further digit."""
+    return torch.stack([chance * (1 - m) / 2, chance * (1 + m) / 2], 1).flatten(0, 1)
 
 
 def observed(m: Tensor, g: Number | None, ancilla: Ancilla = "symmetric") -> Tensor:

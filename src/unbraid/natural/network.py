@@ -61,6 +61,7 @@ class NaturalMLP(nn.Module):
         g: entangling angle of ancillas that are measured in the qubits' place; None to measure the qubits.
         law: of the rotation's angle.
         ancilla: "symmetric" or "asymmetric".
+        bits: qubits of a neuron, which then has 2^bits levels from -1 to 1; 1 where ancillas are measured.
         estimator: how gradients pass, see :mod:`unbraid.natural.neurons`.
         shots: passes whose softmax is averaged.
         binary: whether weights are signs (:class:`BinaryLinear`).
@@ -82,6 +83,7 @@ class NaturalMLP(nn.Module):
         g: float | None = None,
         law: Law = "linear",
         ancilla: Ancilla = "symmetric",
+        bits: int = 1,
         estimator: Estimator = "ste",
         shots: int = 1,
         binary: bool = False,
@@ -95,7 +97,9 @@ class NaturalMLP(nn.Module):
         with isolated(seed, "natural"):
             self.layers = nn.ModuleList([kind(a, b) for a, b in zip(self.sizes[:-1], self.sizes[1:], strict=True)])
         generator = stream(seed, "outcomes") if generator is None else generator
-        self.neurons = nn.ModuleList([_neuron(a, g, law, ancilla, estimator, generator) for _ in self.sizes[1:-1]])
+        self.neurons = nn.ModuleList(
+            [_neuron(a, g, law, ancilla, bits, estimator, generator) for _ in self.sizes[1:-1]]
+        )
 
     @property
     def generator(self) -> torch.Generator | None:
@@ -119,6 +123,11 @@ class NaturalMLP(nn.Module):
     def estimator(self) -> Estimator:
         """How gradients pass."""
         return self.neurons[0].estimator  # type: ignore[return-value]
+
+    @property
+    def bits(self) -> int:
+        """Qubits of a neuron."""
+        return self.neurons[0].bits  # type: ignore[return-value]
 
     @torch.no_grad()
     def uncertainty(self, x: Tensor) -> Tensor:
@@ -144,6 +153,7 @@ class NaturalMLP(nn.Module):
         g: float | None = None,
         law: Law = "linear",
         ancilla: Ancilla = "symmetric",
+        bits: int = 1,
         estimator: Estimator = "ste",
         shots: int = 1,
         seed: int = 0,
@@ -152,7 +162,7 @@ class NaturalMLP(nn.Module):
         other = copy.deepcopy(self)
         other.shots = check_shots(shots)
         generator = stream(seed, "outcomes")
-        other.neurons = nn.ModuleList([_neuron(a, g, law, ancilla, estimator, generator) for _ in self.neurons])
+        other.neurons = nn.ModuleList([_neuron(a, g, law, ancilla, bits, estimator, generator) for _ in self.neurons])
         return other
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -171,11 +181,16 @@ def _neuron(
     g: float | None,
     law: Law,
     ancilla: Ancilla,
+    bits: int,
     estimator: Estimator,
     generator: torch.Generator,
 ) -> Neuron:
     if g is None:
-        return RotationNeuron(a, law=law, estimator=estimator, generator=generator)
+        return RotationNeuron(a, law=law, bits=bits, estimator=estimator, generator=generator)
+    if bits != 1:
+        raise InvalidInputError(
+            f"Neurons of several qubits are measured themselves: give bits or g, not both; got {bits!r}."
+        )
     return WeakMeasurement(g, a=a, law=law, ancilla=ancilla, estimator=estimator, generator=generator)
 
 

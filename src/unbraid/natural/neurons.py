@@ -1,5 +1,7 @@
 """Neurons as activations: ``z`` goes in, measured outcomes +1 and -1 come out, in training and evaluation alike.
 
+A neuron of several qubits puts out one of 2^bits levels from -1 to 1 instead.
+
 Gradients go around the measurement in one of four ways (``estimator``):
 
 - "ste": as if the outcome were z, where |z| <= 1 (straight through).
@@ -21,11 +23,17 @@ from unbraid.natural.laws import (
     ANCILLAS,
     Ancilla,
     Law,
+    Number,
+    check_bits,
     check_coupling,
     check_law,
     check_quantumness,
+    digit_weight,
+    digits,
     observed,
     polarization,
+    register_law,
+    register_qubits,
     signs_where,
 )
 
@@ -47,11 +55,13 @@ class Neuron(nn.Module):
         law: Law,
         ancilla: Ancilla,
         readings: int,
+        bits: int,
         estimator: Estimator,
         generator: torch.Generator | None,
     ) -> None:
         super().__init__()
         self.a = check_quantumness(a)
+        self.bits = check_bits(bits)
         self.g = None if g is None else check_coupling(g)
         check_law(law)
         require_choice(ancilla, ANCILLAS, "ancilla")
@@ -62,18 +72,31 @@ class Neuron(nn.Module):
 
     def mean(self, z: Tensor) -> Tensor:
         """Of the outcomes, exactly; shape as ``z``."""
+        if self.bits > 1:
+            chance, levels = self.distribution(z)
+            return torch.tensordot(levels, chance, 1)
         return observed(polarization(z, self.a, self.law), self.g, self.ancilla)
 
+    def distribution(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the outcomes: probabilities, shape (levels, ...), and levels from -1 up to 1, shape (levels,)."""
+        if self.bits > 1:
+            return register_law(z, self.a, self.bits, self.law)
+        m = self.mean(z)
+        return torch.stack([1 - m, 1 + m]) / 2, z.new_tensor([-1.0, 1.0])
+
     def uncertainty(self, z: Tensor) -> Tensor:
-        """``1 - m^2`` of the qubit: 0 without superposition, 1 in an equal one.
+        """``1 - m^2`` of the qubit, of several the mean: 0 without superposition, 1 in an equal one.
 
         Its mean tells how quantum a network is. The quantumness alone does not: with weights that are twice as large,
         twice of it gives the same network.
         """
-        return 1 - polarization(z, self.a, self.law).square()
+        qubits = register_qubits(z, self.a, self.bits, self.law)
+        return sum(((chance * (1 - m.square())).sum(0) for chance, m in qubits), torch.zeros_like(z)) / self.bits
 
     def forward(self, z: Tensor) -> Tensor:
         """Outcomes, or with "mean_field" their mean; shape as ``z``."""
+        if self.bits > 1:
+            return self._digits(z)
         mean = self.mean(z)
         if self.estimator == "mean_field":
             return mean
@@ -84,6 +107,18 @@ class Neuron(nn.Module):
             return passed_through(mean, outcome)
         self.log_probability = torch.log((1 + outcome * mean) / 2)
         return outcome
+
+    def _digits(self, z: Tensor) -> Tensor:
+        if self.estimator == "mean_field":
+            return self.mean(z)
+        uniform = uniforms(z, self.bits, self.generator)
+        value, log_probability = register_outcomes(z, self.a, uniform, self.law)
+        if self.estimator == "ste":
+            return straight_through(z, value)
+        if self.estimator == "expected":
+            return passed_through(self.mean(z), value)
+        self.log_probability = log_probability
+        return value
 
     def _sampled(self, z: Tensor, mean: Tensor) -> Tensor:
         if self.readings == 1 or self.g is None:
@@ -123,6 +158,8 @@ class RotationNeuron(Neuron):
     Args:
         a: quantumness, 0 or more; 0 is the sign.
         law: of the angle, see :func:`unbraid.natural.laws.angle`.
+        bits: qubits of each neuron: its value is one of 2^bits levels from -1 to 1, see
+            :func:`unbraid.natural.laws.register_law`.
         estimator: how gradients pass, see :mod:`unbraid.natural.neurons`.
         generator: of the outcomes; None for torch's own.
 
@@ -130,7 +167,7 @@ class RotationNeuron(Neuron):
         InvalidInputError: if an argument is out of range, or an estimator has no slope because a is 0.
 
     Source:
-        The first model of arXiv:2503.15482; the law is assumed.
+        The first model of arXiv:2503.15482; the law is assumed, and so are several qubits.
     """
 
     def __init__(
@@ -138,14 +175,15 @@ class RotationNeuron(Neuron):
         a: float,
         *,
         law: Law = "linear",
+        bits: int = 1,
         estimator: Estimator = "ste",
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(a, None, law, "symmetric", 1, estimator, generator)
+        super().__init__(a, None, law, "symmetric", 1, bits, estimator, generator)
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""
-        return f"a={self.a:g}, law={self.law!r}, estimator={self.estimator!r}"
+        return f"a={self.a:g}, law={self.law!r}, bits={self.bits}, estimator={self.estimator!r}"
 
 
 class WeakMeasurement(Neuron):
@@ -184,7 +222,7 @@ class WeakMeasurement(Neuron):
             raise InvalidInputError(f"readings must be a positive integer; got {readings!r}.")
         if readings > 1 and estimator == "score":
             raise InvalidInputError("The estimator 'score' goes with one reading; try 'expected'.")
-        super().__init__(a, check_coupling(g), law, ancilla, readings, estimator, generator)
+        super().__init__(a, check_coupling(g), law, ancilla, readings, 1, estimator, generator)
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""
@@ -222,6 +260,32 @@ def drawn(mean: Tensor, generator: torch.Generator | None) -> Tensor:
     device = mean.device if generator is None else generator.device
     uniform = torch.rand(mean.shape, generator=generator, dtype=mean.dtype, device=device).to(mean.device)
     return outcomes(mean, uniform)
+
+
+def uniforms(z: Tensor, bits: int, generator: torch.Generator | None) -> Tensor:
+    """One number from [0, 1) a qubit, shape (bits, ...)."""
+    device = z.device if generator is None else generator.device
+    return torch.rand((bits, *z.shape), generator=generator, dtype=z.dtype, device=device).to(z.device)
+
+
+def register_outcomes(z: Tensor, a: Number, uniform: Tensor, law: Law) -> tuple[Tensor, Tensor]:
+    """Levels of registers, without gradients, and the logarithms of their probabilities.
+
+    Args:
+        z: inputs, any shape.
+        a: quantumness, or a tensor of several that broadcasts.
+        uniform: of :func:`uniforms`, shape (bits, ...).
+        law: of the angles.
+    """
+    left, value, log_probability = z, torch.zeros_like(z), torch.zeros_like(z)
+    bits = len(uniform)
+    for digit, numbers in zip(digits(bits), uniform, strict=True):
+        weight = digit_weight(digit, bits)
+        m = polarization(left / weight, a, law)
+        outcome = outcomes(m, numbers)
+        log_probability = log_probability + torch.log((1 + outcome * m) / 2)
+        value, left = value + weight * outcome, left - weight * outcome
+    return value.detach(), log_probability
 
 
 def outcomes(mean: Tensor, uniform: Tensor) -> Tensor:

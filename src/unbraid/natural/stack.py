@@ -16,9 +16,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
 from unbraid.ground.errors import InvalidInputError
-from unbraid.natural.laws import FULL, Ancilla, observed, polarization
+from unbraid.natural.laws import FULL, Ancilla, observed, polarization, register_law
 from unbraid.natural.network import BinaryLinear, NaturalMLP, averaged, binarized
-from unbraid.natural.neurons import Neuron, outcomes, passed_through, set_state, state_of, straight_through
+from unbraid.natural.neurons import (
+    Neuron,
+    outcomes,
+    passed_through,
+    register_outcomes,
+    set_state,
+    state_of,
+    straight_through,
+    uniforms,
+)
 from unbraid.nn import History, heal
 
 _ROWS = 2048  # of an evaluation at once
@@ -45,7 +54,7 @@ class NaturalStack(nn.Module):
         self.weights = nn.ParameterList([_stacked([layer.weight for layer in each]) for each in layers])  # type: ignore[misc]
         self.biases = nn.ParameterList([_stacked([layer.bias for layer in each]) for each in layers])  # type: ignore[misc]
         neurons = [_neuron_of(network) for network in networks]
-        self.law = neurons[0].law
+        self.law, self.bits = neurons[0].law, neurons[0].bits
         self.ancilla: Ancilla = next((each.ancilla for each in neurons if each.g is not None), "symmetric")
         like = self.weights[0]
         self.register_buffer("a", like.new_tensor([each.a for each in neurons])[:, None, None], persistent=False)
@@ -74,6 +83,8 @@ class NaturalStack(nn.Module):
         return averaged(z.view(len(self), shots, len(x), -1), 1)
 
     def _measured(self, z: Tensor, shots: int) -> Tensor:
+        if self.bits > 1:
+            return self._registers(z)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.estimator != "ste"):
             mean = polarization(z, self.a, self.law)
             if not self.all_bare:
@@ -86,6 +97,19 @@ class NaturalStack(nn.Module):
             torch.rand(row.shape, generator=network.generator, out=row)
         outcome = outcomes(mean, uniform.to(z.device))
         return straight_through(z, outcome) if self.estimator == "ste" else passed_through(mean, outcome)
+
+    def _registers(self, z: Tensor) -> Tensor:
+        """The same of neurons of several qubits."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.estimator != "ste"):
+            chance, levels = register_law(z, self.a, self.bits, self.law)
+            mean = torch.tensordot(levels, chance, 1)
+        if self.estimator == "mean_field":
+            return mean
+        uniform = torch.stack(
+            [uniforms(row, self.bits, network.generator) for row, network in zip(z, self.networks, strict=True)], 1
+        )
+        value, _ = register_outcomes(z, self.a, uniform, self.law)
+        return straight_through(z, value) if self.estimator == "ste" else passed_through(mean, value)
 
     def get_extra_state(self) -> Tensor:
         """The generators' states, shape (K, bytes)."""
@@ -182,6 +206,7 @@ def _check(networks: Sequence[NaturalMLP]) -> None:
         "shots": {network.shots for network in networks},
         "binary": {isinstance(network.layers[0], BinaryLinear) for network in networks},
         "law": {neuron.law for neuron in neurons},
+        "bits": {neuron.bits for neuron in neurons},
         "estimator": {neuron.estimator for neuron in neurons},
         "ancilla": {neuron.ancilla for neuron in neurons if neuron.g is not None},
     }

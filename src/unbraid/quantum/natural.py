@@ -10,7 +10,12 @@ Three forms:
 
 The last layer is classical: its softmax is averaged over the patterns of the last hidden layer that were seen.
 
-Legend: bit k of a register is neuron k of its layer; 1 is the outcome +1.
+A neuron of several qubits has them side by side in both forms. Its most significant qubit is rotated first, each other
+by an angle that depends on those before it: RY with several controls, of RY and CNOT (Mottonen et al.,
+arXiv:quant-ph/0407010).
+
+Legend: bit k of a register is neuron k of its layer; 1 is the outcome +1. Of B qubits a neuron, bits kB to kB + B - 1
+are its digits, the least significant first.
 """
 
 from __future__ import annotations
@@ -23,14 +28,14 @@ from typing import Literal
 import numpy as np
 import torch
 from qiskit import QuantumCircuit
-from qiskit.circuit import ClassicalRegister, ParameterExpression, ParameterVector, QuantumRegister
+from qiskit.circuit import ClassicalRegister, ParameterExpression, ParameterVector, QuantumRegister, Qubit
 from torch import Tensor
 
 from unbraid.ground.errors import InvalidInputError, require_choice
 from unbraid.ground.manifest import hash_tensors
 from unbraid.ground.random import stream
 from unbraid.natural import NaturalMLP
-from unbraid.natural.laws import FULL, angle
+from unbraid.natural.laws import FULL, angle, digit_weight, digits
 from unbraid.natural.network import averaged, check_shots
 from unbraid.natural.neurons import Neuron
 from unbraid.quantum.execute import TorchExecutor
@@ -47,8 +52,8 @@ class NaturalExecution:
 
     Attributes:
         logs: logarithms of the averaged softmax, shape (samples, classes).
-        counts: how often each pattern of the last hidden layer was seen, shape (samples, 2^n); None where circuits are
-            of single layers, or there are none.
+        counts: how often each pattern of the last hidden layer's n qubits was seen, shape (samples, 2^n); None where
+            circuits are of single layers, or there are none.
         circuits: that were run.
         shots: in all; of the form "layers" each circuit's count.
         qubits: of the widest circuit.
@@ -71,7 +76,7 @@ def natural_circuit(network: NaturalMLP, *, form: Form = "parallel") -> QuantumC
     Registers ``layer0``, ``layer1``, ... hold the outcomes of all hidden layers but the last, ``meas`` those of that.
 
     Args:
-        network: of hidden layers of at most eight neurons, whose outcomes are sampled.
+        network: of hidden layers of at most eight qubits, whose outcomes are sampled.
         form: "parallel" or "sequential".
 
     Raises:
@@ -79,20 +84,21 @@ def natural_circuit(network: NaturalMLP, *, form: Form = "parallel") -> QuantumC
     """
     require_choice(form, ("parallel", "sequential"), "form")
     _check(network)
-    widths = network.sizes[1:-1]
+    bits = network.bits
+    widths = [bits * width for width in network.sizes[1:-1]]
     if max(widths) > WIDEST:
         raise InvalidInputError(
-            f"A switch over n outcomes has 2^n cases: a circuit takes layers of at most {WIDEST} neurons; this network "
+            f"A switch over n outcomes has 2^n cases: a circuit takes layers of at most {WIDEST} qubits; this network "
             f"has one of {max(widths)}. Take form='layers'."
         )
     weak = network.neurons[0].g is not None
-    places = max(widths) if form == "parallel" else 1
+    places = max(widths) if form == "parallel" else bits
     neurons = QuantumRegister(places, "neuron")
     ancillas = QuantumRegister(places if weak else 0, "ancilla")
     names = [f"layer{k}" for k in range(len(widths) - 1)] + ["meas"]
     outcomes = [ClassicalRegister(width, name) for width, name in zip(widths, names, strict=True)]
     circuit = QuantumCircuit(neurons, *([ancillas] if weak else []), *outcomes)
-    first = ParameterVector("input", widths[0])
+    first = ParameterVector("input", network.sizes[1] * (2**bits - 1))
     _add_layer(circuit, network, form, list(first), None, outcomes[0])
     for k, register in enumerate(outcomes[1:]):
         angles = _angles_by_pattern(network, k + 1)
@@ -112,20 +118,19 @@ def _add_layer(
     register: ClassicalRegister,
 ) -> None:
     """Rotate, couple, measure and reset one layer; ``angles`` of all patterns of the layer before, if there is one."""
-    neuron = network.neurons[0]
+    neuron, bits = network.neurons[0], network.bits
     neurons, ancillas = circuit.qregs[0], circuit.qregs[1] if len(circuit.qregs) > 1 else None
-    groups = [range(len(register))] if form == "parallel" else [range(k, k + 1) for k in range(len(register))]
+    width = len(register) // bits
+    groups = [range(width)] if form == "parallel" else [range(k, k + 1) for k in range(width)]
     for group in groups:
         if before is None:
-            for place, k in enumerate(group):
-                circuit.ry(angles[k], neurons[place])
+            _rotate(circuit, neurons, group, bits, angles)  # type: ignore[arg-type]
         else:
             with circuit.switch(before) as case:
                 for pattern in range(2 ** len(before)):
                     with case(pattern):
-                        for place, k in enumerate(group):
-                            circuit.ry(float(angles[pattern][k]), neurons[place])  # type: ignore[index, arg-type]
-        for place, k in enumerate(group):
+                        _rotate(circuit, neurons, group, bits, angles[pattern].tolist())  # type: ignore[union-attr]
+        for place, k in enumerate(range(group[0] * bits, (group[-1] + 1) * bits)):
             if ancillas is not None:
                 if neuron.ancilla == "symmetric":
                     circuit.ry(FULL - neuron.g, ancillas[place])  # type: ignore[operator]
@@ -137,24 +142,65 @@ def _add_layer(
             circuit.reset(neurons[place])
 
 
+def _rotate(circuit: QuantumCircuit, qubits: QuantumRegister, group: range, bits: int, angles: Angles) -> None:
+    """Rotate the qubits of some neurons, from the first qubit on; ``angles`` of all neurons as :func:`_angles`."""
+    each = 2**bits - 1
+    for place, k in enumerate(group):
+        own = qubits[place * bits : (place + 1) * bits]
+        start = k * each
+        for digit in range(bits - 1, -1, -1):
+            count = 2 ** (bits - 1 - digit)
+            _multiplexed(circuit, own[digit], own[digit + 1 :], angles[start : start + count])
+            start += count
+
+
+def _multiplexed(circuit: QuantumCircuit, target: Qubit, controls: Sequence[Qubit], angles: Angles) -> None:
+    """RY with controls, whose angles were transformed by :func:`_transformed`."""
+    if not controls:
+        circuit.ry(angles[0], target)
+        return
+    half = len(angles) // 2
+    for part in (angles[:half], angles[half:]):
+        _multiplexed(circuit, target, controls[:-1], part)
+        circuit.cx(controls[-1], target)
+
+
+def _transformed(angles: np.ndarray) -> np.ndarray:
+    """Angles by the controls' number, on the last axis, to those of the single rotations: half sums and differences."""
+    if angles.shape[-1] == 1:
+        return angles
+    low, high = np.split(angles, 2, axis=-1)
+    return np.concatenate([_transformed((low + high) / 2), _transformed((low - high) / 2)], axis=-1)
+
+
 def _angles_by_pattern(network: NaturalMLP, layer: int) -> np.ndarray:
-    """Of the neurons of a hidden layer, shape (2^n of the layer before, neurons)."""
-    width = network.sizes[layer]
-    return _angles(network, layer, _outcomes_of(torch.arange(2**width), width))
+    """Of the neurons of a hidden layer, for all patterns of the qubits of the one before."""
+    width, bits = network.sizes[layer], network.bits
+    return _angles(network, layer, _outcomes_of(torch.arange(2 ** (width * bits)), width, bits))
 
 
 @torch.no_grad()
 def _angles(network: NaturalMLP, layer: int, x: Tensor) -> np.ndarray:
-    """Of the neurons of a hidden layer, for what it gets, shape (rows, neurons), float64."""
+    """Of the rotations of a hidden layer, for what it gets, shape (rows, neurons * (2^bits - 1)), float64.
+
+    Of a neuron's digits the most significant comes first; of one digit angles come as :func:`_multiplexed` takes them.
+    """
     linear, neuron = network.layers[layer], network.neurons[layer]
     assert isinstance(neuron, Neuron)
     z = linear(x.to(next(network.parameters())))
-    return angle(z, neuron.a, neuron.law).double().cpu().numpy()
+    left, found = z[..., None], []
+    for digit in digits(neuron.bits):
+        weight = digit_weight(digit, neuron.bits)
+        found.append(_transformed(angle(left / weight, neuron.a, neuron.law).double().cpu().numpy()))
+        left = torch.stack([left + weight, left - weight], -1).flatten(-2)
+    return np.concatenate(found, -1).reshape(len(x), -1)
 
 
-def _outcomes_of(numbers: Tensor, width: int) -> Tensor:
-    """Numbers of a register as outcomes +1 and -1, shape (rows, width): bit k is neuron k."""
-    return (2 * ((numbers[:, None] >> torch.arange(width)) & 1) - 1).float()
+def _outcomes_of(numbers: Tensor, width: int, bits: int) -> Tensor:
+    """Numbers of a register as what the neurons put out, shape (rows, width)."""
+    outcomes = (2 * ((numbers[:, None] >> torch.arange(width * bits)) & 1) - 1).float()
+    weights = torch.tensor([digit_weight(digit, bits) for digit in range(bits)])
+    return outcomes.reshape(len(numbers), width, bits) @ weights
 
 
 def run_natural(
@@ -199,13 +245,13 @@ def run_natural(
         return _by_layers(network, x, executor, shots, generator or stream(0, "natural", "layers"), start)
     circuit = natural_circuit(network, form=form)
     angles = _angles(network, 0, x)
-    width = network.sizes[-2]
+    width = network.sizes[-2] * network.bits
     key = ("natural", form, hash_tensors(*network.parameters()), _told(network))
     counts, jobs = executor.sample_bound(
         [(circuit, key, row.tolist()) for row in angles], [shots] * len(x), 2**width, generator=generator
     )
     with torch.no_grad():
-        patterns = _outcomes_of(torch.arange(2**width), width).to(x)
+        patterns = _outcomes_of(torch.arange(2**width), network.sizes[-2], network.bits).to(x)
         z = network.layers[-1](patterns).log_softmax(-1)  # (patterns, classes)
         found = torch.from_numpy(counts).to(x.device)
         logs = (found.to(z) / shots @ z.exp()).log()
@@ -222,23 +268,26 @@ def _by_layers(
     start: float,
 ) -> NaturalExecution:
     rows = x.repeat_interleave(shots, 0)  # one a shot
-    circuits, spent, qubits = 0, 0, 0
+    circuits, spent, qubits, bits = 0, 0, 0, network.bits
+    each = 2**bits - 1  # angles of a neuron
     ids: list[str] = []
     for layer, width in enumerate(network.sizes[1:-1]):
         angles = _angles(network, layer, rows)
         found = torch.empty(len(rows), width)
-        for first in range(0, width, WIDEST):
-            part = slice(first, min(first + WIDEST, width))
-            size = part.stop - part.start
-            circuit = _layer_circuit(network, size)
+        for first in range(0, width, WIDEST // bits):
+            part = slice(first, min(first + WIDEST // bits, width))
+            size = (part.stop - part.start) * bits
+            circuit = _layer_circuit(network, part.stop - part.start)
             # shots with the same angles share a circuit, and its outcomes in any order
-            distinct, which, times = np.unique(angles[:, part], axis=0, return_inverse=True, return_counts=True)
+            distinct, which, times = np.unique(
+                angles[:, part.start * each : part.stop * each], axis=0, return_inverse=True, return_counts=True
+            )
             programs = [(circuit, ("natural layer", size, _told(network)), row.tolist()) for row in distinct]
             counts, jobs = executor.sample_bound(programs, times.tolist(), 2**size, generator=generator)
             for number, row in enumerate(counts):
                 seen = torch.from_numpy(np.repeat(np.arange(2**size), row))
                 seen = seen[torch.randperm(len(seen), generator=generator)]
-                found[torch.from_numpy(which.reshape(-1) == number), part] = _outcomes_of(seen, size)
+                found[torch.from_numpy(which.reshape(-1) == number), part] = _outcomes_of(seen, size // bits, bits)
             circuits, spent, qubits = circuits + len(programs), spent + len(rows), max(qubits, circuit.num_qubits)
             ids += jobs
         rows = found.to(x)
@@ -250,18 +299,19 @@ def _by_layers(
 def _layer_circuit(network: NaturalMLP, width: int) -> QuantumCircuit:
     """Some neurons of a layer, side by side, their angles as parameters."""
     weak = network.neurons[0].g is not None
-    register = ClassicalRegister(width, "meas")
-    ancillas = [QuantumRegister(width, "ancilla")] if weak else []
-    circuit = QuantumCircuit(QuantumRegister(width, "neuron"), *ancillas, register)
-    _add_layer(circuit, network, "parallel", list(ParameterVector("input", width)), None, register)
+    qubits, angles = width * network.bits, width * (2**network.bits - 1)
+    register = ClassicalRegister(qubits, "meas")
+    ancillas = [QuantumRegister(qubits, "ancilla")] if weak else []
+    circuit = QuantumCircuit(QuantumRegister(qubits, "neuron"), *ancillas, register)
+    _add_layer(circuit, network, "parallel", list(ParameterVector("input", angles)), None, register)
     return circuit
 
 
-def _told(network: NaturalMLP) -> tuple[float | str | None, ...]:
+def _told(network: NaturalMLP) -> tuple[float | str | int | None, ...]:
     """All that circuits depend on beside weights, to the last digit."""
     neuron = network.neurons[0]
     assert isinstance(neuron, Neuron)
-    return neuron.a, neuron.g, neuron.law, neuron.ancilla
+    return neuron.a, neuron.g, neuron.law, neuron.ancilla, neuron.bits
 
 
 def _check(network: NaturalMLP) -> None:
