@@ -94,6 +94,12 @@ def test_joints_stand_between_layers():
     assert ansatz.truncated(3).joints == ((2, "relu"),)
 
 
+def test_measured_neurons_stand_between_layers():
+    ansatz = parse_ansatz("2b | rotation(0.5) | 1b | BN + weak(.8, 1) | 2b | weak(1) | 1b", 4)
+    assert ansatz.joints == ((1, "rotation(0.5)"), (2, "bn+weak(.8,1)"), (3, "weak(1)"))
+    assert Ansatz.from_dict(ansatz.to_dict()) == ansatz
+
+
 @pytest.mark.parametrize(
     ("text", "position", "reason"),
     [
@@ -118,6 +124,11 @@ def test_joints_stand_between_layers():
         ("1b+5b", 4, "5 wires does not fit on 4"),
         ("2b | gelu | 2b", 4, "a joint must be one of"),
         ("2b || 2b", 4, "a joint must be one of"),
+        ("2b | rotation | 2b", 4, "a joint must be one of"),
+        ("2b | rotation(-1) | 2b", 4, "cannot read|a joint"),
+        ("2b | weak(1,2,3) | 2b", 4, "a joint must be one of"),
+        ("2b | bn+weak(2) | 2b", 4, "the entangling angle g must be above 0 and at most"),
+        ("2b | weak(0) | 2b", 4, "the entangling angle g must be above 0 and at most"),
         ("2b | relu |", 12, "expected a layer"),
         ("| relu | 2b", 1, "expected a layer"),
         ("1b | relu", 4, "a joint ends with"),

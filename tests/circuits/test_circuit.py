@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unbraid.circuits import Circuit, brickwall, parse_ansatz, scaffold
-from unbraid.circuits.circuit import BatchNormReLU
 from unbraid.circuits.gates import FIXED_GATES, fixed_gate, haar
+from unbraid.circuits.joints import Normalized
 from unbraid.ground.errors import InvalidInputError
 
 SEEDS = st.integers(0, 10_000)
@@ -140,7 +140,7 @@ def test_segments_and_joints_compose_to_the_whole(mirrored):
     x = torch.randn(5, 8)
     segments, joints = circuit.segments(), circuit.joint_modules()
     assert len(segments) == len(joints) + 1 == 3
-    assert isinstance(joints[1 if mirrored else 0], BatchNormReLU)
+    assert isinstance(joints[1 if mirrored else 0], Normalized)
     y = segments[0](x)
     for joint, segment in zip(joints, segments[1:], strict=True):
         y = segment(joint(y))
@@ -149,6 +149,24 @@ def test_segments_and_joints_compose_to_the_whole(mirrored):
         circuit.matrix()
     assert not circuit.is_linear
     assert circuit.num_parameters == 3 * 6 + 3 + 6 - 6 + 2 * 8
+
+
+@pytest.mark.parametrize("joint", ["rotation(0.5)", "bn+rotation(1)", "weak(0.7)", "bn+weak(0.7,0.5)"])
+def test_measurements_between_segments(joint):
+    circuit = Circuit(parse_ansatz(f"2b+1b | {joint} | 2b", 3), "random")
+    x = torch.randn(40, 8)
+    circuit.train()(x)[:, 0].sum().backward()  # of outcomes, past which gradients go
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in circuit.parameters())
+    assert circuit.num_parameters == 6 + 3 + 6 + (16 if joint.startswith("bn+") else 0)
+    circuit.eval()
+    first, last = circuit.segments()
+    (module,) = circuit.joint_modules()
+    torch.manual_seed(5)
+    measured = module(first(x))
+    assert set(measured.unique().tolist()) == {-1.0, 1.0}
+    torch.manual_seed(5)
+    assert torch.allclose(circuit(x), last(measured), atol=1e-5)
+    assert not torch.equal(circuit(x), circuit(x))
 
 
 def test_a_circuit_without_joints_is_its_only_segment():

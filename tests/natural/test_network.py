@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
+from unbraid.circuits.neuron_laws import FULL, signs
 from unbraid.ground.errors import InvalidInputError
 from unbraid.natural import BinaryLinear, NaturalMLP, exact_loss, exact_probabilities, outcome_law, score_loss
-from unbraid.natural.laws import FULL, signs
 from unbraid.nn import heal
 
 SIZES = (4, 3, 3, 2)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from unbraid.circuits.neuron_laws import FULL
 from unbraid.ground.errors import InvalidInputError
 from unbraid.natural import NaturalMLP, NaturalStack, errors_together, train_together
-from unbraid.natural.laws import FULL
 from unbraid.nn import heal
 
 SIZES = (12, 8, 6, 4)

@@ -97,7 +97,8 @@ def test_a_healing_stopped_by_its_callback_can_be_taken_up(tmp_path):
     assert same(resumed, whole)
 
 
-def test_circuits_with_joints_heal_and_resume(tmp_path):
+@pytest.mark.parametrize("joint", ["bn+relu", "bn+rotation(0.5)", "weak(0.9)"])
+def test_circuits_with_joints_heal_and_resume(joint, tmp_path):
     def built():
         model = disentangle_layers(
             tensorize(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)), ["0"], sites="qubits"), ["0"], 1, max_sweeps=3
@@ -105,7 +106,7 @@ def test_circuits_with_joints_heal_and_resume(tmp_path):
         from unbraid.circuits import Circuit, parse_ansatz
         from unbraid.nn import DisentangledLinear
 
-        ansatz = parse_ansatz("2b | bn+relu | 2b", 3)
+        ansatz = parse_ansatz(f"2b | {joint} | 2b", 3)
         old = model[0]
         model[0] = DisentangledLinear(Circuit(ansatz, seed=1), old.core, Circuit(ansatz, seed=2, mirrored=True))
         return model

@@ -500,3 +500,19 @@ def test_a_full_disk_leaves_the_earlier_model(tmp_path, monkeypatch, step, call)
     assert len(calls) == call
     assert torch.equal(load_pretrained(tmp_path)(x), model(x))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_measured_joints_come_back(tmp_path):
+    ansatz = parse_ansatz("2b | bn+rotation(0.5) | 2b | weak(0.9) | 1b", 3)
+    core = MPO.random((2,) * 3, (2,) * 3, 2)
+    model = nn.Sequential(
+        DisentangledLinear(Circuit(ansatz, "random", 1), core, Circuit(ansatz, "random", 2, mirrored=True))
+    )
+    model(torch.randn(50, 8))
+    save_pretrained(model, tmp_path)
+    loaded, x = load_pretrained(tmp_path), torch.randn(9, 8)
+    found = []
+    for each in (model.eval(), loaded):
+        torch.manual_seed(3)
+        found.append(each(x))
+    torch.testing.assert_close(*found)

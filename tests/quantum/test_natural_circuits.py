@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
+from unbraid.circuits.neuron_laws import FULL
 from unbraid.ground.errors import InvalidInputError
 from unbraid.natural import NaturalMLP, exact_probabilities, outcome_law
-from unbraid.natural.laws import FULL
 from unbraid.quantum import AerExecutor, TorchExecutor, natural_circuit, run_natural
 
 pytest.importorskip("qiskit_aer")

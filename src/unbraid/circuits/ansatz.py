@@ -14,9 +14,8 @@ from math import prod
 from typing import Any
 
 from unbraid.circuits.gates import FIXED_GATES, GROUPS
+from unbraid.circuits.joints import EXAMPLES, make_joint
 from unbraid.ground.errors import FileFormatError, InvalidInputError, require_choice
-
-JOINTS = ("relu", "bn+relu")
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,8 @@ class Ansatz:
     Attributes:
         wire_dims: dimension a wire; wire 0 is the most significant digit of the index.
         layers: layer 0 first, next to the core.
-        joints: (position, name): what stands between layer position - 1 and layer position, such as (3, "relu").
+        joints: (position, name): what stands between layer position - 1 and layer position, such as (3, "relu"); names
+            are those of :mod:`unbraid.circuits.joints`.
         alternatives: other geometries that :func:`unbraid.disentangle` should try as well.
     """
 
@@ -69,7 +69,7 @@ class Ansatz:
                         f"The gate {gate.name!r} acts on {body or 'one or more'} wires; got {gate.wires}."
                     )
         for position, name in self.joints:
-            require_choice(name, JOINTS, "A joint")
+            make_joint(name, 1, device="meta")  # refuses what is none
             if not 0 < position < len(self.layers):
                 raise InvalidInputError(f"The joint {name!r} must stand between two layers; got position {position}.")
 
@@ -176,8 +176,9 @@ def parse_ansatz(text: str, wires: int | Sequence[int]) -> Ansatz:
     ``layer ("+" layer)*``, layer 1 next to the core. A layer is ``1b`` ... ``6b`` (trainable gates on that many wires),
     ``cnot``, ``cz``, ``swap``, ``h``, ``x`` or ``z`` (fixed). Rows of gates on several wires alternate, even first;
     ``@odd`` or ``@even`` pins one (``cnot@odd``); an odd row is shifted as far as one gate still fits: on two wires,
-    not at all. ``5*(cnot+1b)`` repeats. ``| relu |`` and ``| bn+relu |`` stand between segments,
-    not within a repetition. An empty text is no circuit.
+    not at all. ``5*(cnot+1b)`` repeats. ``| relu |``, ``| bn+relu |`` and measured neurons, ``| rotation(a) |`` and
+    ``| weak(g) |``, stand between segments, not within a repetition (:mod:`unbraid.circuits.joints`). An empty text is
+    no circuit.
 
     Fixed gates stand on qubits: those that would touch a wire of dimension 1, 3, 5 or another that is no power of two
     are left out.
@@ -198,7 +199,7 @@ def parse_ansatz(text: str, wires: int | Sequence[int]) -> Ansatz:
 
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<joint>\|\s*[a-z+\s]*?\s*\|)|(?P<word>[0-9]*[a-z]+(?:@[a-z]*)?)|(?P<number>[0-9]+)|(?P<mark>[+*()]))"
+    r"\s*(?:(?P<joint>\|[a-z0-9.,+()\s]*\|)|(?P<word>[0-9]*[a-z]+(?:@[a-z]*)?)|(?P<number>[0-9]+)|(?P<mark>[+*()]))"
 )
 
 
@@ -234,8 +235,10 @@ class _Parser:
             if kind != "joint":
                 raise self.error(position, "expected '+' or a joint such as '| relu |'")
             name = re.sub(r"\s", "", word.strip("|"))
-            if name not in JOINTS:
-                raise self.error(position, f"a joint must be one of {', '.join(f'| {joint} |' for joint in JOINTS)}")
+            try:
+                make_joint(name, 1, device="meta")
+            except InvalidInputError as error:
+                raise self.error(position, _joint_error(error)) from error
             self.cursor += 1
             joints.append((len(layers), name))
             layers += self.sequence()
@@ -315,6 +318,13 @@ class _Parser:
         return InvalidInputError(
             f"In the ansatz at {place}character {len(before[-1]) + 1}, {reason}:\n  {line}\n  {' ' * len(before[-1])}^"
         )
+
+
+def _joint_error(error: InvalidInputError) -> str:
+    said = str(error)
+    if said.startswith("A joint must be"):
+        return f"a joint must be one of {', '.join(f'| {joint} |' for joint in EXAMPLES)}"
+    return said[0].lower() + said[1:].rstrip(".")
 
 
 def _row(dims: tuple[int, ...], name: str, body: int, parity: int) -> Layer:

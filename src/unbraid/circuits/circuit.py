@@ -23,6 +23,7 @@ from unbraid.circuits.gates import (
     haar,
     num_generators,
 )
+from unbraid.circuits.joints import make_joint
 from unbraid.circuits.program import Program, compile_run
 from unbraid.ground.errors import InvalidInputError, require_choice
 from unbraid.ground.random import stream
@@ -31,20 +32,6 @@ INITS = ("random", "identity", "near_identity")
 NEAR_IDENTITY_NOISE = 0.05
 MAX_GATE_DIMENSION = 1024  # of trainable gates
 _CACHED = 2**15  # entries that stay in a core's cache from step to step
-
-
-class BatchNormReLU(nn.Module):
-    """Batch normalisation and ReLU over the last axis, whatever stands before it."""
-
-    def __init__(
-        self, features: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-    ) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(features, dtype=dtype, device=device)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shape (..., features) in and out."""
-        return torch.relu(self.norm(x.reshape(-1, x.shape[-1])).reshape(x.shape))
 
 
 class Circuit(nn.Module):
@@ -124,8 +111,7 @@ class Circuit(nn.Module):
             self.register_buffer(f"base_{group}{d}", base.to(device, complex_dtype if group == "u" else dtype))
         self.joints = nn.ModuleDict()
         for position, name in ansatz.joints:
-            joint = nn.ReLU() if name == "relu" else BatchNormReLU(ansatz.dimension, dtype=dtype, device=device)
-            self.joints[str(position)] = joint
+            self.joints[str(position)] = make_joint(name, ansatz.dimension, dtype=dtype, device=device)
         self._segments = tuple(self._split())  # every forward pass asks for them
 
     @classmethod

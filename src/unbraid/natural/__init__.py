@@ -4,10 +4,10 @@
 ``exact`` are its gradient without bias and by enumeration, ``stack`` trains many at once.
 """
 
+from unbraid.circuits.neuron_laws import angle, back_action, observed, polarization
+from unbraid.circuits.neurons import RotationNeuron, WeakMeasurement
 from unbraid.natural.exact import exact_loss, exact_probabilities, outcome_law
-from unbraid.natural.laws import angle, back_action, observed, polarization
 from unbraid.natural.network import BinaryLinear, NaturalMLP
-from unbraid.natural.neurons import RotationNeuron, WeakMeasurement
 from unbraid.natural.score import score_loss
 from unbraid.natural.stack import NaturalStack, errors_together, train_together
 

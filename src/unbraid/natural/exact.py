@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from unbraid.circuits.neurons import Neuron
 from unbraid.ground.errors import InvalidInputError
 from unbraid.natural.network import NaturalMLP
-from unbraid.natural.neurons import Neuron
 
 LARGEST = 16  # qubits
 

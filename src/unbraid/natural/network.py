@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from unbraid.circuits.neuron_laws import Ancilla, Law, signs
+from unbraid.circuits.neurons import Estimator, Neuron, RotationNeuron, WeakMeasurement, straight_through
 from unbraid.ground.errors import InvalidInputError
 from unbraid.ground.random import isolated, stream
-from unbraid.natural.laws import Ancilla, Law, signs
-from unbraid.natural.neurons import Estimator, Neuron, RotationNeuron, WeakMeasurement, straight_through
 
 
 class BinaryLinear(nn.Linear):
@@ -62,7 +62,7 @@ class NaturalMLP(nn.Module):
         law: of the rotation's angle.
         ancilla: "symmetric" or "asymmetric".
         bits: qubits of a neuron, which then has 2^bits levels from -1 to 1; 1 where ancillas are measured.
-        estimator: how gradients pass, see :mod:`unbraid.natural.neurons`.
+        estimator: how gradients pass, see :mod:`unbraid.circuits.neurons`.
         shots: passes whose softmax is averaged.
         binary: whether weights are signs (:class:`BinaryLinear`).
         seed: of the weights, and of the outcomes where there is no generator.
@@ -72,7 +72,7 @@ class NaturalMLP(nn.Module):
         InvalidInputError: if sizes, shots or an option make no sense.
 
     Source:
-        arXiv:2503.15482; what is assumed says :mod:`unbraid.natural.laws`.
+        arXiv:2503.15482; what is assumed says :mod:`unbraid.circuits.neuron_laws`.
     """
 
     def __init__(

@@ -13,9 +13,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from unbraid.circuits.neurons import Neuron
 from unbraid.ground.errors import InvalidInputError
 from unbraid.natural.network import NaturalMLP
-from unbraid.natural.neurons import Neuron
 
 
 def score_loss(network: NaturalMLP, x: Tensor, y: Tensor, *, shots: int = 8) -> Tensor:

@@ -15,10 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
-from unbraid.ground.errors import InvalidInputError
-from unbraid.natural.laws import FULL, Ancilla, observed, polarization, register_law
-from unbraid.natural.network import BinaryLinear, NaturalMLP, averaged, binarized
-from unbraid.natural.neurons import (
+from unbraid.circuits.neuron_laws import FULL, Ancilla, observed, polarization, register_law
+from unbraid.circuits.neurons import (
     Neuron,
     outcomes,
     passed_through,
@@ -28,6 +26,8 @@ from unbraid.natural.neurons import (
     straight_through,
     uniforms,
 )
+from unbraid.ground.errors import InvalidInputError
+from unbraid.natural.network import BinaryLinear, NaturalMLP, averaged, binarized
 from unbraid.nn import History, heal
 
 _ROWS = 2048  # of an evaluation at once

@@ -27,6 +27,7 @@ from torch import nn
 from unbraid.circuits import Ansatz, Circuit, parse_ansatz
 from unbraid.circuits.circuit import INITS
 from unbraid.circuits.gates import PARAMETRIZATIONS, num_generators
+from unbraid.circuits.joints import count_joint
 from unbraid.ground.errors import InvalidInputError, require_choice
 from unbraid.ground.random import stream_seed
 from unbraid.nn.layers import DisentangledLinear, MPOLinear
@@ -287,7 +288,7 @@ class Architecture:
 
 def _circuit_parameters(ansatz: Ansatz) -> int:
     gates = sum(num_generators(gate.name, prod(ansatz.gate_dims(gate))) for gate in ansatz.gates() if gate.is_trainable)
-    return gates + sum(2 * ansatz.dimension for _, name in ansatz.joints if name == "bn+relu")
+    return gates + sum(count_joint(name, ansatz.dimension) for _, name in ansatz.joints)
 
 
 def _legs(dims: Sequence[int]) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from unbraid.circuits import Ansatz, Circuit
+from unbraid.circuits.joints import count_joint
 from unbraid.ground.errors import FileFormatError, InvalidInputError
 from unbraid.nn.convolution import MPOConv2d, conv_options
 from unbraid.nn.cores import GaugeFixedCores, stored
@@ -247,7 +248,7 @@ def _plain_entries(kind: str, options: dict[str, Any]) -> int:
 
 def _count_gates(data: Any) -> int:
     ansatz = Ansatz.from_dict(data)
-    total = sum(ansatz.dimension for _, name in ansatz.joints if name != "relu")
+    total = sum(count_joint(name, ansatz.dimension) for _, name in ansatz.joints)
     for gate in ansatz.gates():
         size = prod(ansatz.gate_dims(gate)) ** 2
         if size > LARGEST_LAYER:

@@ -31,13 +31,13 @@ from qiskit import QuantumCircuit
 from qiskit.circuit import ClassicalRegister, ParameterExpression, ParameterVector, QuantumRegister, Qubit
 from torch import Tensor
 
+from unbraid.circuits.neuron_laws import FULL, angle, digit_weight, digits
+from unbraid.circuits.neurons import Neuron
 from unbraid.ground.errors import InvalidInputError, require_choice
 from unbraid.ground.manifest import hash_tensors
 from unbraid.ground.random import stream
 from unbraid.natural import NaturalMLP
-from unbraid.natural.laws import FULL, angle, digit_weight, digits
 from unbraid.natural.network import averaged, check_shots
-from unbraid.natural.neurons import Neuron
 from unbraid.quantum.execute import TorchExecutor
 from unbraid.quantum.samplers import SamplerExecutor
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unbraid.circuits.neuron_laws import FULL
 from unbraid.ground.errors import InvalidInputError
 from unbraid.natural import RotationNeuron, WeakMeasurement, angle, back_action, observed, polarization
-from unbraid.natural.laws import FULL
 
 INPUTS = st.floats(-3, 3)
 QUANTUMNESS = st.sampled_from([0.0, 0.1, 0.5, 1.0, 2.0])

@@ -18,8 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unbraid.ground.errors import InvalidInputError, require_choice
-from unbraid.natural.laws import (
+from unbraid.circuits.neuron_laws import (
     ANCILLAS,
     Ancilla,
     Law,
@@ -36,6 +35,7 @@ from unbraid.natural.laws import (
     register_qubits,
     signs_where,
 )
+from unbraid.ground.errors import InvalidInputError, require_choice
 
 Estimator = Literal["ste", "expected", "mean_field", "score"]
 ESTIMATORS = ("ste", "expected", "mean_field", "score")
@@ -157,10 +157,10 @@ class RotationNeuron(Neuron):
 
     Args:
         a: quantumness, 0 or more; 0 is the sign.
-        law: of the angle, see :func:`unbraid.natural.laws.angle`.
+        law: of the angle, see :func:`unbraid.circuits.neuron_laws.angle`.
         bits: qubits of each neuron: its value is one of 2^bits levels from -1 to 1, see
-            :func:`unbraid.natural.laws.register_law`.
-        estimator: how gradients pass, see :mod:`unbraid.natural.neurons`.
+            :func:`unbraid.circuits.neuron_laws.register_law`.
+        estimator: how gradients pass, see :mod:`unbraid.circuits.neurons`.
         generator: of the outcomes; None for torch's own.
 
     Raises:
@@ -192,11 +192,11 @@ class WeakMeasurement(Neuron):
     Args:
         g: entangling angle, above 0; pi/2 is a full measurement.
         a: quantumness of the rotation.
-        law: of the angle, see :func:`unbraid.natural.laws.angle`.
-        ancilla: "symmetric" or "asymmetric", see :func:`unbraid.natural.laws.observed`.
+        law: of the angle, see :func:`unbraid.circuits.neuron_laws.angle`.
+        ancilla: "symmetric" or "asymmetric", see :func:`unbraid.circuits.neuron_laws.observed`.
         readings: ancillas one after another, without a reset of the qubit between; the output is their mean. Each acts
-            back on the qubit (:func:`unbraid.natural.laws.back_action`), so all of them ask the same question.
-        estimator: how gradients pass, see :mod:`unbraid.natural.neurons`.
+            back on the qubit (:func:`unbraid.circuits.neuron_laws.back_action`), so all of them ask the same question.
+        estimator: how gradients pass, see :mod:`unbraid.circuits.neurons`.
         generator: of the outcomes; None for torch's own.
 
     Raises:
