@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 
 import pytest
@@ -63,6 +64,7 @@ class InterruptionError(Exception):
     [
         {},
         {"scheduler": "cosine", "weight_decay": 0.01},
+        {"optimizer": "soap"},
         {"optimizer": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), "scheduler": "constant"},
         {"scheduler": lambda o, n: torch.optim.lr_scheduler.CosineAnnealingLR(o, n), "patience": 3},
     ],
@@ -441,3 +443,30 @@ def test_a_list_of_batches_is_taken_in_another_order_each_epoch_and_others_as_th
             return iter(batches)
 
     assert orders(Loader()) == (list(range(12)), list(range(12)))
+
+
+def test_soap_learns_an_ill_conditioned_layer_in_fewer_steps_than_adam():
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.logspace(0, -2, 24)
+    mixed = torch.linalg.qr(torch.randn(24, 24, generator=generator))[0]
+    x = torch.randn(512, 24, generator=generator) * scales @ mixed
+    target = torch.randn(24, 6, generator=generator)
+    losses = {}
+    for name, lr in itertools.product(("adam", "soap"), (0.01, 0.03, 0.1)):
+        torch.manual_seed(0)
+        layer = nn.Linear(24, 6, bias=False)
+        history = heal(
+            layer,
+            (x, torch.zeros(512)),
+            epochs=40,
+            lr=lr,
+            optimizer=name,
+            loss=lambda m, b: (m(b[0]) - b[0] @ target).square().mean(),
+        )
+        losses[name] = min(losses.get(name, math.inf), history.train_loss[-1])
+    assert losses["soap"] < 0.05 * losses["adam"]
+
+
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(InvalidInputError, match="optimizer must be one of 'adam', 'soap'"):
+        heal(network(), data(), epochs=1, lr=0.1, optimizer="sgd")

@@ -23,6 +23,7 @@ from unbraid.ground.manifest import hash_tensors
 from unbraid.ground.random import isolated, stream
 from unbraid.nn.integers import QuantizedCores
 from unbraid.nn.modes import keeping_modes, without_dropout
+from unbraid.nn.optimizers import Maker, make_optimizer
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Data = tuple[Tensor, Tensor] | Iterable[Any]
@@ -63,7 +64,7 @@ def heal(
     lr: float,
     loss: Loss | None = None,
     teacher: nn.Module | None = None,
-    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
+    optimizer: str | Maker = "adam",
     scheduler: str | Callable[[torch.optim.Optimizer, int], LRScheduler] | None = None,
     callbacks: Sequence[Callback] = (),
     checkpoint_dir: str | os.PathLike[str] | None = None,
@@ -89,7 +90,8 @@ def heal(
         loss: called as loss(model, batch); by default the cross entropy of model(x) against y, batch = (x, y).
         teacher: with the default loss, half of it becomes the KL divergence from the teacher's softened outputs
             (temperature 2).
-        optimizer: makes the optimizer from the parameters; Adam by default.
+        optimizer: "adam", "soap", or makes one from the parameters, see
+            :func:`unbraid.nn.optimizers.make_optimizer`.
         scheduler: "onecycle" (the default), "cosine", "constant", or makes a scheduler from (optimizer, number of
             steps); it steps a batch.
         callbacks: each called with (epochs done, history) after an epoch; returning False stops.
@@ -98,7 +100,7 @@ def heal(
         seed: of shuffling and dropout.
         batch_size: for (x, y) data.
         patience: stop after so many epochs without a better validation score.
-        weight_decay: of the default optimizer.
+        weight_decay: of an optimizer by name.
         dropout: whether the model's dropout acts. Towards the outputs of a teacher it only adds noise.
 
     Returns:
@@ -118,7 +120,7 @@ def heal(
             if batches is not None and batches.pair is not None:
                 _check_fit(model, *batches.pair, name)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    chosen = optimizer(parameters) if optimizer else torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
+    chosen = make_optimizer(optimizer, parameters, lr, weight_decay)
     schedule = _schedule(scheduler or "onecycle", chosen, epochs * len(train))
     objective = loss or (_distillation(teacher) if teacher is not None else _classification)
     history = History()

@@ -204,6 +204,7 @@ def distil(
     epochs: int,
     lr: float,
     seed: int,
+    optimizer: str = "adam",
     slices: Sequence[str] = (),
     checkpoint_dir: str | os.PathLike[str] | None = None,
 ) -> History:
@@ -240,6 +241,7 @@ def distil(
         lr=lr,
         loss=loss,
         seed=seed,
+        optimizer=optimizer,
         checkpoint_dir=checkpoint_dir,
         dropout=False,
     )
@@ -259,13 +261,15 @@ def healed(
     lr: float,
     sliced_lr: float,
     rest_lr: float,
+    optimizer: str,
     seed: int,
 ) -> nn.Module:
     """A healed copy, after ``epochs`` passes in all."""
     student = copy.deepcopy(model)
-    whole = partial(distil, student, teacher, task, train, validation, seed=seed)
+    whole = partial(distil, student, teacher, task, train, validation, seed=seed, optimizer=optimizer)
     if way.sliced:
-        heal_slices(student, teacher, train, slices, epochs=sliced_epochs, lr=sliced_lr, task=task, seed=seed)
+        options: dict[str, Any] = {"task": task, "seed": seed, "optimizer": optimizer}
+        heal_slices(student, teacher, train, slices, epochs=sliced_epochs, lr=sliced_lr, **options)
         whole(epochs=epochs - sliced_epochs, lr=rest_lr, slices=slices)
     else:
         whole(epochs=epochs, lr=lr)

@@ -59,20 +59,21 @@ class Settings(Common):
     budgets: tuple[float, ...] = (0.5, 0.3, 0.2)
     compared: tuple[float, ...] = (0.5,)
     length: int = 64
-    calibration: int = 512
+    calibration: int = 2048
     scanned: int = 64
     bonds: tuple[int, ...] = (2, 8, 32, 128)
     profiled: tuple[int, ...] = (4, 16, 48, 96, 144, 192, 256)
-    train: int = 7000
+    train: int = 7500
     windows: int = 12_600
     words: tuple[int, int] = (6, 45)
     test: int = 1000
     batch_size: int = 32
-    epochs: int = 5
+    epochs: int = 4
     sliced_epochs: int = 1
     lr: float = 1e-3
-    sliced_lr: float = 1e-3
-    rest_lr: float = 2e-4
+    sliced_lr: float = 2e-3
+    rest_lr: float = 3e-4
+    optimizer: str = "soap"
     depths: tuple[int, ...] = (1, 2, 4)
     core_bond: int = 16
     sweeps: int = 30
@@ -102,7 +103,7 @@ def _material(request: Request, language: LanguageModel, texts: dict[str, str]) 
     settings: Settings = request.settings
     found = {part: _shuffled(part, text) for part, text in texts.items()}
     train = found["train"][: settings.train]
-    cut = len(train) * 9 // 10
+    cut = len(train) * 19 // 20
     pieces = windows(train[:cut], settings.windows, settings.words, stream(0, "windows"))
     batches = partial(language.batches, length=settings.length, batch_size=settings.batch_size)
     return Material(
@@ -219,7 +220,8 @@ def _assemble(request: Request, results: Mapping[str, Any]) -> Outcome:
         note=(
             f"The blocks' linear layers have {original['compressed']:,} of {original['parameters']:,} parameters. "
             f"Healed on sentences of {names['train']} and {settings.windows:,} pieces of them, {settings.epochs} "
-            f"passes, towards the original's vectors; measured once on {settings.test} sentences of {names['test']}. "
+            f"passes ({settings.optimizer.upper()}), towards the original's vectors; measured once on {settings.test} "
+            f"sentences of {names['test']}. "
             "Cosine: of a sentence's vector with the original's, mean. Spearman: of all pairwise similarities. Time: "
             f"of a batch on the CPU, over the original's. {told_of_layers(request, results)}"
         ),

@@ -62,6 +62,7 @@ class Settings:
         lr: peak learning rate of the whole, without passes slice by slice.
         sliced_lr: that of the passes slice by slice.
         rest_lr: that of the passes behind those.
+        optimizer: of all passes, by name.
     """
 
     budgets: tuple[float, ...]
@@ -78,6 +79,7 @@ class Settings:
     lr: float
     sliced_lr: float
     rest_lr: float
+    optimizer: str
 
 
 @dataclass(frozen=True)
@@ -245,6 +247,7 @@ def run_way(
         lr=settings.lr,
         sliced_lr=settings.sliced_lr,
         rest_lr=settings.rest_lr,
+        optimizer=settings.optimizer,
         seed=seed,
     )
     found = {

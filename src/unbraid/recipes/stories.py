@@ -71,6 +71,7 @@ class Settings(Common):
     lr: float = 5e-3
     sliced_lr: float = 1e-2
     rest_lr: float = 1e-2
+    optimizer: str = "adam"
     bodies: tuple[int, ...] = (2, 3, 4, 5)
     depths: tuple[int, ...] = (1, 2, 4)
     sweeps: int = 200
