@@ -100,9 +100,12 @@ def test_what_does_not_go_together_is_refused():
         ([NaturalMLP(SIZES, a=1.0, law="arcsine")], "the same law"),
         ([NaturalMLP(SIZES, a=1.0, estimator="expected")], "the same estimator"),
         ([NaturalMLP(SIZES, binary=True)], "the same binary"),
+        ([NaturalMLP(SIZES, a=1.0, bits=2)], "the same bits"),
         ([one], "a generator of its own"),
     ):
         with pytest.raises(InvalidInputError, match=message):
             NaturalStack([one, *others] if others else [])
+    with pytest.raises(InvalidInputError, match="SOAP would mix the networks"):
+        train_together([one], data(), epochs=1, lr=0.1, optimizer="soap")
     with pytest.raises(InvalidInputError, match="score_loss network by network"):
         NaturalStack([NaturalMLP(SIZES, a=1.0, estimator="score")])

@@ -171,3 +171,20 @@ def test_what_is_no_circuit_is_refused():
         natural_circuit(torch.nn.Linear(2, 2))
     with pytest.raises(InvalidInputError, match="measured once, at their end"):
         run_natural(NaturalMLP(SIZES), x, AerExecutor(mitigate_readout=True))
+
+
+def test_noise_of_a_device_acts_as_an_ancilla_that_tells_less():
+    """Depolarisation after a rotation and misread outcomes shrink means: (1 - p)(1 - 2e) is the sine of such a g."""
+    from qiskit_aer.noise import NoiseModel, ReadoutError, depolarizing_error
+
+    p, misread = 0.2, 0.1
+    noise = NoiseModel()
+    noise.add_all_qubit_quantum_error(depolarizing_error(p, 1), ["ry"])
+    noise.add_all_qubit_readout_error(ReadoutError([[1 - misread, misread], [misread, 1 - misread]]))
+    network, x = NaturalMLP(SIZES, a=0.8, seed=2), inputs()
+    found = run_natural(network, x, AerExecutor(noise, seed=0, optimization_level=0), shots=SHOTS)
+    law = network.with_neurons(a=0.8, g=math.asin((1 - p) * (1 - 2 * misread)))
+    exact = shares_of_patterns(law, x)
+    variation = (found.counts / SHOTS - exact).abs().sum(1) / 2
+    expected = torch.sqrt(2 * exact * (1 - exact) / (math.pi * SHOTS)).sum(1) / 2
+    assert bool((variation < 2.5 * expected).all())

@@ -81,14 +81,9 @@ def check_law(law: str) -> None:
     require_choice(law, LAWS, "law")
 
 
-def signs_where(up: Tensor, dtype: torch.dtype) -> Tensor:
-    """+1 where it is true, else -1; several times faster than ``torch.where`` of two numbers."""
-    return up.to(dtype).mul_(2).sub_(1)
-
-
 def signs(z: Tensor) -> Tensor:
     """+1 or -1; of 0 it is +1."""
-    return signs_where(z >= 0, z.dtype)
+    return (z >= 0).to(z.dtype).mul_(2).sub_(1)  # several times faster than torch.where of two numbers
 
 
 def _reduced(z: Tensor, a: Number) -> Tensor:

@@ -32,7 +32,7 @@ def reproduce(
         str,
         typer.Argument(
             help="digits, table1, table2, table3, table4, table5, table6, fig4, geometry, gradients, mlp, routes, "
-            "tenfold, trainings, execution, entanglement, verdict, minilm or stories."
+            "tenfold, trainings, execution, entanglement, verdict, natural, minilm or stories."
         ),
     ],
     data_dir: DataDir = None,

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import linear, nll_loss
 
-from unbraid.circuits.neuron_laws import FULL, Ancilla, observed, polarization, register_law
+from unbraid.circuits.neuron_laws import FULL, Ancilla, observed, polarization, register_law, signs
 from unbraid.circuits.neurons import (
     Neuron,
     outcomes,
@@ -30,7 +30,7 @@ from unbraid.ground.errors import InvalidInputError
 from unbraid.natural.network import BinaryLinear, NaturalMLP, averaged, binarized
 from unbraid.nn import History, heal
 
-_ROWS = 2048  # of an evaluation at once
+_ENTRIES = 2**18  # of a layer in an evaluation, at once: they stay in a core's cache
 
 
 class NaturalStack(nn.Module):
@@ -57,14 +57,19 @@ class NaturalStack(nn.Module):
         self.law, self.bits = neurons[0].law, neurons[0].bits
         self.ancilla: Ancilla = next((each.ancilla for each in neurons if each.g is not None), "symmetric")
         like = self.weights[0]
-        self.register_buffer("a", like.new_tensor([each.a for each in neurons])[:, None, None], persistent=False)
+        self.register_buffer("a", like.new_tensor([each.a for each in neurons])[:, None, None, None], persistent=False)
+        self.register_buffer("divisor", torch.where(self.a == 0, 1, self.a), persistent=False)
+        classical = torch.tensor([k for k, each in enumerate(neurons) if each.a == 0], dtype=torch.long)
+        self.register_buffer("classical", classical.to(like.device), persistent=False)
         couplings = [FULL if each.g is None else each.g for each in neurons]
-        self.register_buffer("g", like.new_tensor(couplings)[:, None, None], persistent=False)
+        self.register_buffer("g", like.new_tensor(couplings)[:, None, None, None], persistent=False)
         bare = torch.tensor([each.g is None or each.g == FULL for each in neurons], device=like.device)
         self.all_bare = bool(bare.all())
-        self.register_buffer("bare", bare[:, None, None], persistent=False)
+        self.register_buffer("bare", bare[:, None, None, None], persistent=False)
 
     a: Tensor
+    divisor: Tensor
+    classical: Tensor
     g: Tensor
     bare: Tensor
 
@@ -76,40 +81,62 @@ class NaturalStack(nn.Module):
         shots = 1 if self.estimator == "mean_field" else shots or self.shots
         weights = [binarized(weight) if self.binary else weight for weight in self.weights]
         z = linear(x, weights[0].flatten(0, 1), self.biases[0].flatten())  # (n, K h)
-        z = z.view(len(x), len(self), -1).transpose(0, 1)
-        z = z[:, None].expand(-1, shots, -1, -1).flatten(1, 2)  # (K, S n, h)
+        z = z.view(len(x), len(self), -1).transpose(0, 1).contiguous()[:, None]  # (K, 1, n, h), alike in all shots
         for weight, bias in zip(weights[1:], self.biases[1:], strict=True):
-            z = torch.baddbmm(bias[:, None], self._measured(z, shots), weight.mT)
-        return averaged(z.view(len(self), shots, len(x), -1), 1)
+            z = torch.baddbmm(bias[:, None], self._measured(z, shots).flatten(1, 2), weight.mT)
+            z = z.unflatten(1, (shots, len(x)))  # (K, S, n, h)
+        return averaged(z, 1)
 
     def _measured(self, z: Tensor, shots: int) -> Tensor:
+        """What the neurons of a layer put out, shape (K, S, n, h)."""
+        every = z.expand(-1, shots, -1, -1)
         if self.bits > 1:
-            return self._registers(z)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.estimator != "ste"):
-            mean = polarization(z, self.a, self.law)
-            if not self.all_bare:
-                mean = torch.where(self.bare, mean, observed(mean, self.g, self.ancilla))
+            return self._registers(every)
+        if self.estimator == "ste":
+            return straight_through(every, outcomes(self._chances(z), self._uniforms(every)))
+        mean = polarization(z, self.a, self.law)
+        if not self.all_bare:
+            mean = torch.where(self.bare, mean, observed(mean, self.g, self.ancilla))
         if self.estimator == "mean_field":
             return mean
-        # each network's numbers are those that it would draw alone, (S, n, h)
-        uniform = torch.empty(z.shape, dtype=z.dtype)
+        outcome = outcomes((1 + mean.detach()) / 2, self._uniforms(every))
+        return passed_through(mean.expand_as(every), outcome)
+
+    @torch.no_grad()
+    def _chances(self, z: Tensor) -> Tensor:
+        """Probabilities of +1; the laws' numbers with little new memory, which costs more than what is done in it."""
+        chance = (z / self.divisor).clamp_(-1, 1)
+        if self.law == "linear":
+            chance.mul_(FULL).sin_()
+        if len(self.classical):
+            chance.index_copy_(0, self.classical, signs(z.index_select(0, self.classical)))
+        if not self.all_bare:
+            if self.ancilla == "symmetric":
+                chance.mul_(torch.sin(self.g))
+            else:
+                chance = torch.where(self.bare, chance, observed(chance, self.g, self.ancilla))
+        return chance.add_(1).mul_(0.5)
+
+    def _uniforms(self, like: Tensor) -> Tensor:
+        """Each network's numbers are those that it would draw alone, (S, n, h)."""
+        uniform = torch.empty(like.shape, dtype=like.dtype)
         for row, network in zip(uniform, self.networks, strict=True):
             torch.rand(row.shape, generator=network.generator, out=row)
-        outcome = outcomes(mean, uniform.to(z.device))
-        return straight_through(z, outcome) if self.estimator == "ste" else passed_through(mean, outcome)
+        return uniform.to(like.device)
 
     def _registers(self, z: Tensor) -> Tensor:
         """The same of neurons of several qubits."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.estimator != "ste"):
+        mean = None
+        if self.estimator != "ste":
             chance, levels = register_law(z, self.a, self.bits, self.law)
             mean = torch.tensordot(levels, chance, 1)
-        if self.estimator == "mean_field":
-            return mean
+            if self.estimator == "mean_field":
+                return mean
         uniform = torch.stack(
             [uniforms(row, self.bits, network.generator) for row, network in zip(z, self.networks, strict=True)], 1
         )
-        value, _ = register_outcomes(z, self.a, uniform, self.law)
-        return straight_through(z, value) if self.estimator == "ste" else passed_through(mean, value)
+        value, _ = register_outcomes(z.detach(), self.a, uniform, self.law)
+        return straight_through(z, value) if mean is None else passed_through(mean, value)
 
     def get_extra_state(self) -> Tensor:
         """The generators' states, shape (K, bytes)."""
@@ -152,7 +179,11 @@ def train_together(
         InvalidInputError: as of :class:`NaturalStack` and :func:`unbraid.heal`.
     """
     stack = NaturalStack(networks)
-    if "optimizer" not in options:  # one pass over the memory of all weights, where Adam by default takes ten
+    if options.get("optimizer") == "soap":
+        raise InvalidInputError("SOAP would mix the networks of a stack. Take 'adam', or train them one by one.")
+    if (
+        options.get("optimizer", "adam") == "adam"
+    ):  # one pass over the memory of all weights, where Adam by default takes ten
         decay = options.pop("weight_decay", 0.0)
         options["optimizer"] = lambda parameters: torch.optim.Adam(parameters, lr, weight_decay=decay, fused=True)
     history = heal(stack, train_data, epochs=epochs, lr=lr, loss=summed_loss, **options)
@@ -164,7 +195,7 @@ def summed_loss(stack: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """The sum of the networks' mean cross entropies: each gets the gradient of its own."""
     x, y = batch
     logs = stack(x)
-    return cross_entropy(logs.flatten(0, 1), y.repeat(len(logs)), reduction="sum") / len(y)
+    return nll_loss(logs.flatten(0, 1), y.repeat(len(logs)), reduction="sum") / len(y)
 
 
 @torch.no_grad()
@@ -179,7 +210,7 @@ def errors_together(networks: Sequence[NaturalMLP], x: Tensor, y: Tensor, *, sho
     """
     stack = NaturalStack(networks)
     wrong = torch.zeros(len(stack), device=x.device)
-    size = max(1, _ROWS // (shots or stack.shots))
+    size = max(1, _ENTRIES // (len(stack) * max(networks[0].sizes[1:-1]) * (shots or stack.shots)))
     for rows, labels in zip(x.split(size), y.split(size), strict=True):
         wrong += (stack(rows, shots).argmax(-1) != labels).sum(1)
     return wrong / len(y)
