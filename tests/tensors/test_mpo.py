@@ -86,7 +86,7 @@ def test_site_zero_is_the_most_significant_digit_and_columns_are_inputs():
 
 def test_transpose_is_dense_transpose():
     mpo = random_mpo(shape=(11, 5))
-    assert torch.equal(mpo.mT.to_dense(), mpo.to_dense().mT)
+    torch.testing.assert_close(mpo.mT.to_dense(), mpo.to_dense().mT, rtol=1e-13, atol=1e-13)
     assert mpo.mT.shape == (5, 11)
 
 

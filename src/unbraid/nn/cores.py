@@ -63,4 +63,8 @@ def stored(cores: Cores) -> tuple[Tensor, ...]:
     """The tensors that cores are made of, numbers last."""
     if isinstance(cores, QuantizedCores):
         return (cores.integers, cores.scales)
-    return (cores.orders, *cores.free) if isinstance(cores, GaugeFixedCores) else tuple(cores)
+    if isinstance(cores, GaugeFixedCores):
+        return (cores.orders, *cores.free)
+    if torch.compiler.is_compiling():
+        return tuple(cores)
+    return tuple(cores._parameters.values())  # type: ignore[arg-type]  # iterating takes as long as a small product

@@ -17,17 +17,19 @@ class Kept(Generic[Made]):
     """What was made of some parameters, by what was asked for; copies and pickles begin empty."""
 
     def __init__(self) -> None:
-        self._stamp: tuple[Any, ...] = ()
+        self._stamp: list[int] = []
         self._parameters: tuple[Tensor, ...] = ()
         self._made: dict[Any, Made] = {}
 
     def get(self, parameters: tuple[Tensor, ...], key: Any, make: Callable[[Any], Made]) -> Made:
         """``make(key)``, or what it gave since the parameters, integers among them, last changed."""
-        if any(_is_stand_in(parameter) or parameter.is_inference() for parameter in parameters):
-            return make(key)  # an inference tensor counts no changes
-        stamp = tuple((parameter.data_ptr(), parameter._version) for parameter in parameters)
-        same = stamp == self._stamp and all(a is b for a, b in zip(parameters, self._parameters, strict=True))
-        if not same:
+        for parameter in parameters:
+            if _is_stand_in(parameter) or parameter.is_inference():
+                return make(key)  # an inference tensor counts no changes
+        stamp: list[int] = []
+        for parameter in parameters:
+            stamp += (id(parameter), parameter.data_ptr(), parameter._version)
+        if stamp != self._stamp:  # parameters are held on to, so that no other gets the id of one
             self._stamp, self._parameters, self._made = stamp, parameters, {}
         if key not in self._made:
             with torch.inference_mode(False), torch.no_grad():

@@ -97,7 +97,7 @@ class Settings:
     widths: tuple[int, ...] = (8, 16, 32, 64, 128)
     transition_depth: int = 2
     transition_width: int = 32
-    transition_g: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+    transition_g: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05, 0.02)
     transition_seeds: int = 5
     transition_shots: tuple[int, ...] = (1, 16, 128)
     joint_seeds: int = 3

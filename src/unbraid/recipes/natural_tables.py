@@ -150,7 +150,8 @@ def _transition(rows: Sequence[Row], settings: Settings) -> Section:
         heading="Where learning is lost",
         note=(
             "Digits, ancillas measured. g_c, over pi/2: where the validation error has gone half of its way from the "
-            "classical one to 0.9, that of guessing. Span: over which it goes from a quarter to three quarters of it."
+            "classical one to 0.9, that of guessing. Span: over which it goes from a quarter to three quarters of it. "
+            f"Where it is still learnt at the smallest angle, {settings.transition_g[-1]:g}, both count as 0."
         ),
     )
 
@@ -217,7 +218,12 @@ def _draw_curve(ax: Axes, rows: Sequence[Row], kind: str, label: str) -> None:
     ax.set_xlabel(label)
     ax.set_ylabel("validation error")
     if kind == "g":
+        from matplotlib.ticker import NullFormatter, ScalarFormatter
+
         ax.set_yscale("log")
+        ax.set_yticks([0.15, 0.2, 0.3, 0.5, 0.8])
+        ax.yaxis.set_major_formatter(ScalarFormatter())
+        ax.yaxis.set_minor_formatter(NullFormatter())
     else:
         ax.set_ylim(top=1.35 * classical["mean"])
     ax.legend(fontsize=7)

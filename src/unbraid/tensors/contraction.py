@@ -320,7 +320,7 @@ def _price(
         + tariff.near * taken * batch / chunks
         + tariff.entries(given * batch / chunks, again=bool(rows))
         + tariff.product(before * after * batch / chunks, legs * bond_in, out * bond_out)
-        + tariff.near * legs * bond_in * out * bond_out
+        + tariff.read * legs * bond_in * out * bond_out
     )
     making = 0.0 if joined else _price_join(shapes[start:stop], tariff)
     if not joined and from_left and left * right > 1:

@@ -22,6 +22,7 @@ class Tariff:
         operation: overhead, however small its tensors.
         multiplication: within a product of large matrices; narrow ones pay more.
         near: an entry read or written within the cache.
+        read: an entry of a matrix that a batch is multiplied with.
         far: an entry of a tensor of more than two caches that is made anew, whose memory the system has to hand out.
         again: share of a forward pass that is repeated on the way back where nothing was kept for it.
         last_first: factor of passing from the last site to the first.
@@ -30,6 +31,7 @@ class Tariff:
     operation: float
     multiplication: float
     near: float
+    read: float
     far: float
     again: float = 0.0
     last_first: float = 1.0
@@ -46,8 +48,8 @@ class Tariff:
         return count * (self.near if count <= 2 * CACHE else self.far)
 
 
-ONCE = Tariff(operation=8_000, multiplication=0.015, near=0.15, far=1.0)
-TRAINING = Tariff(operation=50_000, multiplication=0.045, near=0.3, far=3.0, again=0.1, last_first=1.15)
+ONCE = Tariff(operation=8_000, multiplication=0.015, near=0.15, read=0.05, far=1.0)
+TRAINING = Tariff(operation=50_000, multiplication=0.045, near=0.3, read=0.3, far=3.0, again=0.1, last_first=1.15)
 
 
 def product(rows: int, width_in: int, width_out: int) -> float:
