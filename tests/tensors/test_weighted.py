@@ -13,7 +13,7 @@ from unbraid.tensors import MPO
 from unbraid.tensors.decompose import Limits, decompose
 from unbraid.tensors.ladder import ladder, powers_below
 from unbraid.tensors.sites import auto_sites, check_dims, low_rank_sites, qubit_sites, split_sites
-from unbraid.tensors.weighted import OutputProblem, damped, weighted_error
+from unbraid.tensors.weighted import OutputProblem, damped, damped_error, weighted_error
 
 WIDE = torch.float64
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
@@ -256,3 +256,26 @@ def test_slopes_that_fit_nothing_are_refused():
         MPO.from_dense(weight, max_bond=2, slopes=moment(6, 1))
     with pytest.raises(InvalidInputError, match=r"slopes must be .* \(6, 6\)"):
         MPO.from_dense(weight, max_bond=2, covariance=covariance, slopes=moment(8, 1))
+
+
+@pytest.mark.parametrize("layout", [auto_sites, split_sites])
+def test_operators_that_can_beat_a_rival_are_seldom_given_up(layout):
+    lost = 0
+    for seed in range(30):
+        weight, covariance = matrix(24, 24, seed), moment(24, seed, 2 + seed % 23)
+        options = {"max_parameters": 120 + 10 * seed, "covariance": covariance}
+        whole = MPO.from_dense(weight, *layout(24, 24), **options)
+        error = damped_error(weight, whole.to_dense(), covariance)
+        found = MPO.from_dense(weight, *layout(24, 24), **options, rival=1.01 * error)
+        lost += damped_error(weight, found.to_dense(), covariance) > 1.001 * error
+        unhurried = MPO.from_dense(weight, *layout(24, 24), **options, rival=100.0)
+        torch.testing.assert_close(unhurried.to_dense(), whole.to_dense())
+    assert lost <= 2
+
+
+def test_an_operator_that_cannot_beat_a_rival_is_given_up_early():
+    weight, covariance = matrix(24, 24, 0), moment(24, 0)
+    options = {"max_parameters": 300, "covariance": covariance}
+    whole, early = (MPO.from_dense(weight, *auto_sites(24, 24), **options, rival=rival) for rival in (None, 1e-9))
+    errors = [damped_error(weight, mpo.to_dense(), covariance) for mpo in (whole, early)]
+    assert errors[0] < errors[1] < 2 * errors[0]

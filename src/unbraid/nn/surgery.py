@@ -23,7 +23,7 @@ from unbraid.nn.operator import OperatorModule
 from unbraid.nn.targets import LayerOptions, Sites, Targets, match_layers, options_by_layer
 from unbraid.tensors import MPO
 from unbraid.tensors.sites import align, auto_sites, low_rank_sites, qubit_sites, split_sites
-from unbraid.tensors.weighted import weighted_error
+from unbraid.tensors.weighted import damped_error, weighted_error
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -134,7 +134,7 @@ def _decomposed(
     if chosen.budget is not None:
         limit = max(1, int(chosen.budget * matrix.numel() * (1 + 1e-12)))  # 29 / 100 * 100 is less than 29
 
-    def on(outs: Sequence[int], ins: Sequence[int]) -> MPO:
+    def on(outs: Sequence[int], ins: Sequence[int], rival: float | None = None) -> MPO:
         outs, ins = align(outs, ins)
         smallest = sum(o * i for o, i in zip(outs, ins, strict=True))
         if limit is not None and limit < smallest:
@@ -153,20 +153,26 @@ def _decomposed(
             seed=seed,
             covariance=metric,
             slopes=slopes,
+            rival=rival,
         )
 
     if chosen.sites != "best":
         return on(*_sites_of(chosen.sites, layer, rows, columns))
     if chosen.budget is None and chosen.rel_error is None:
         raise InvalidInputError("sites='best' compares layouts at a budget or a rel_error; give one.")
-    found = []
-    layouts = (auto_sites, split_sites, low_rank_sites)
+    found: list[MPO] = []
+    rival: float | None = None
+    layouts = (low_rank_sites, split_sites, auto_sites)  # the first is known in closed form
     for layout in layouts:
         try:
-            found.append(on(*layout(rows, columns)))
+            found.append(on(*layout(rows, columns), rival))
         except InvalidInputError:
             if layout is layouts[-1] and not found:
                 raise
+            continue
+        if chosen.budget is not None and metric is not None:
+            error = damped_error(matrix, found[-1].to_dense(), metric, slopes)
+            rival = error if rival is None else min(rival, error)
     if chosen.budget is None:
         return min(found, key=lambda mpo: mpo.num_parameters)
     return min(found, key=lambda mpo: weighted_error(matrix, mpo.to_dense(), metric, slopes))

@@ -87,6 +87,7 @@ class MPO:
         seed: int = 0,
         covariance: Tensor | None = None,
         slopes: Tensor | None = None,
+        rival: float | None = None,
     ) -> MPO:
         """Decompose a matrix by truncations between neighbouring sites (TT-SVD).
 
@@ -113,6 +114,8 @@ class MPO:
                 so that inputs that were not seen count too. Ranks are then small by a search, not the least.
             slopes: second moment of the loss's slopes in the outputs, shape (out, out); with a covariance, outputs are
                 weighted by them, and by a tenth of their mean power in every direction.
+            rival: with a covariance and no ``rel_error``, such an error of another operator of the same matrix: cores
+                that are not going to come below it are not optimised to the end.
 
         Returns:
             The MPO, with cores of the dtype and on the device of ``weight``.
@@ -160,12 +163,13 @@ class MPO:
                 seed=seed,
                 covariance=covariance,
                 slopes=slopes,
+                rival=rival,
             )
             return scaled * factor
         if covariance is not None:
             if limits == Limits():
                 raise InvalidInputError("With a covariance, say how far: max_bond, rel_error or max_parameters.")
-            cores = decompose_weighted(weight.detach(), covariance, outs, ins, limits, method, seed, slopes)
+            cores = decompose_weighted(weight.detach(), covariance, outs, ins, limits, method, seed, slopes, rival)
             return template._like(cores, 0.0)
         return template._like(decompose(weight.detach(), outs, ins, limits, method, seed), 0.0)
 

@@ -32,6 +32,7 @@ DAMPING = 1e-3  # of the mean input power, in every direction: so much do inputs
 _SWEEPS = 12  # at most
 _ENOUGH = 0.01  # a sweep that lowers the error by less, relatively, is the last
 _STEPS = 8  # of conjugate gradients a core
+_TO_COME = 4  # times what the last sweep brought: more than all later ones bring, in all but a few of a hundred cases
 _TRIALS = 6  # of ranks for an error
 _AIM = 0.98  # of the error allowed: ranks are whole numbers
 _SLOPE_DAMPING = 0.1  # likewise for outputs: slopes tell of small changes only
@@ -90,6 +91,13 @@ def weighted_error(
     return math.sqrt(max(float(ratio), 0.0))
 
 
+def damped_error(weight: Tensor, approximation: Tensor, covariance: Tensor, slopes: Tensor | None = None) -> float:
+    """:func:`weighted_error` under the :func:`damped` moments: what :func:`decompose_weighted` makes small."""
+    metric = damped(covariance.to(weight.device))
+    slope_metric = None if slopes is None else damped(slopes.to(weight.device), _SLOPE_DAMPING)
+    return weighted_error(weight, approximation, metric, slope_metric)
+
+
 def decompose_weighted(
     weight: Tensor,
     covariance: Tensor,
@@ -99,6 +107,7 @@ def decompose_weighted(
     method: str,
     seed: int,
     slopes: Tensor | None = None,
+    rival: float | None = None,
 ) -> chain.Chain:
     """Cores of ``weight`` with a small error under ``covariance``, rounded to its dtype.
 
@@ -111,6 +120,7 @@ def decompose_weighted(
         method: of :data:`unbraid.tensors.subspace.METHODS`.
         seed: of random sketches.
         slopes: second moment of the loss's slopes in the outputs, shape (out, out); None for 1.
+        rival: a :func:`damped_error` to beat: cores that are not going to are not improved further.
     """
     wanted = limits.rel_error
     fine = weight.dtype == torch.float64 or (wanted is not None and wanted < 1e-4)
@@ -118,7 +128,8 @@ def decompose_weighted(
 
     def fitted(rel_error: float | None) -> chain.Chain:
         limited = Limits(limits.max_bond, rel_error, limits.max_parameters)
-        return problem.stored(problem.improved(decompose(problem.target, outs, ins, limited, method, seed)))
+        cores = decompose(problem.target, outs, ins, limited, method, seed)
+        return problem.stored(problem.improved(cores, rival=rival if rel_error is None else None))
 
     if wanted is None:
         return fitted(None)
@@ -207,8 +218,8 @@ class OutputProblem:
         rows, columns = self.weight.shape
         return weighted_error(self.weight, dense[:rows, :columns], self.metric, self.slope_metric)
 
-    def improved(self, cores: chain.Chain, sweeps: int = _SWEEPS) -> chain.Chain:
-        """Sweep over the cores, at most so often, until that is worth little."""
+    def improved(self, cores: chain.Chain, sweeps: int = _SWEEPS, rival: float | None = None) -> chain.Chain:
+        """Sweep over the cores, at most so often, until that is worth little, or will not get below a rival's error."""
         if (self.moment is None and self.slope_moment is None) or len(cores) == 1:
             return cores
         error = self.error(cores)
@@ -219,7 +230,8 @@ class OutputProblem:
             before, error = error, self.error(swept)
             if error < before:
                 cores = swept
-            if error > (1 - _ENOUGH) * before:
+            lost = rival is not None and error - _TO_COME * (before - error) > rival
+            if lost or error > (1 - _ENOUGH) * before:
                 break
         return cores
 
