@@ -58,6 +58,13 @@ def test_a_language_model_is_healed_on_a_text(language_data, tmp_path, model):
         "training.svg",
     ]
 
+    # SOAP steps elsewhere, the slices' one as well
+    soap = ["--optimizer", "soap", "--bits", "8"]
+    options = ["--targets", "q_proj|.*query", "--budget", "0.5", "--aware", *soap]
+    done("compress", language_data / model, *options, *text, *healing, "--out", tmp_path / "soap")
+    other = report_of(tmp_path / "soap")
+    assert other["curves"]["healed: training loss"] != report["curves"]["healed: training loss"]
+
     # what was saved is a MODEL for texts, too
     options = ["--targets", "k_proj|.*key", "--budget", "0.5", "--epochs", "1"]
     done("compress", tmp_path / "a/model", *options, *text, "--out", tmp_path / "b")

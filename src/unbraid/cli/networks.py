@@ -28,6 +28,7 @@ from unbraid.cli.options import (
     Epochs,
     GateGroup,
     HealData,
+    HealOptimizer,
     LearningRate,
     Length,
     Model,
@@ -162,6 +163,9 @@ def compress(
             help="Peak learning rate of healing; by default 0.01, with --text 0.0003; three times that by slices.",
         ),
     ] = None,
+    optimizer: Annotated[
+        HealOptimizer, typer.Option(help="Of healing. soap: steps cost more, and fewer are needed.")
+    ] = HealOptimizer.adam,
     device: Device = "cpu",
     out: Out = Path("unbraid-out"),
     seed: Seed = 0,
@@ -192,6 +196,7 @@ def compress(
         before = load_model(model, weights).to(device)
         source = Source(data, data_dir, size, download, text, samples, length, seed, device)
         steps = load_steps(model, before, source, slices)
+        steps.optimizer = optimizer.value
         after = compress_model(
             before,
             steps,

@@ -55,6 +55,13 @@ class Sites(StrEnum):
     low_rank = "low-rank"
 
 
+class HealOptimizer(StrEnum):
+    """What healing steps with."""
+
+    adam = "adam"
+    soap = "soap"
+
+
 class CompressSites(StrEnum):
     """As :class:`Sites`, and the best of several."""
 

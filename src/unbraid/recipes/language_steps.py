@@ -150,6 +150,7 @@ class LanguageSteps(Steps):
                 task=task,
                 checkpoint_dir=place / "slices",
                 seed=self.seed,
+                optimizer=self.optimizer,
             )
         self.histories[name] = distil(
             model,
@@ -160,6 +161,7 @@ class LanguageSteps(Steps):
             epochs=max(1, epochs - sliced),
             lr=lr,
             seed=self.seed,
+            optimizer=self.optimizer,
             slices=self.slices,
             checkpoint_dir=place,
         )

@@ -34,6 +34,7 @@ class Steps:
         dataset: to heal on and to test with, or None.
         seed: of the job.
         device: where torch computes.
+        optimizer: of healing, by name.
         accuracy: fraction right by the name of the step.
         parameters: trainable scalars by the name of the step.
         histories: of healings, by the name of the step.
@@ -42,6 +43,7 @@ class Steps:
     dataset: Dataset | None
     seed: int
     device: str = "cpu"
+    optimizer: str = "adam"
     accuracy: dict[str, float] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
     histories: dict[str, History] = field(default_factory=dict)
@@ -71,6 +73,7 @@ class Steps:
             epochs=epochs,
             lr=lr,
             seed=self.seed,
+            optimizer=self.optimizer,
             checkpoint_dir=checkpoint_dir,
         )
         self.add(name, model)
