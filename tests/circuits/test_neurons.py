@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -163,3 +164,37 @@ def test_unknown_names_and_numbers_are_refused():
     ):
         with pytest.raises(InvalidInputError, match=message):
             make()
+
+
+def test_neurons_that_share_a_generator_still_do_as_copies():
+    shared = generator()
+    model = nn.Sequential(RotationNeuron(2.0, generator=shared), nn.Identity(), RotationNeuron(2.0, generator=shared))
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert copied[0].generator is copied[2].generator
+        assert copied[0].generator is not shared
+        z = torch.zeros(500)
+        first, second = copied[0](z), copied[2](z)
+        assert not torch.equal(first, second)
+    again = copy.deepcopy(copied)
+    assert torch.equal(copied[0](z), again[0](z))
+    with pytest.raises(InvalidInputError, match=r"generator must be a torch\.Generator"):
+        RotationNeuron(0.5, generator=5)
+
+
+@pytest.mark.parametrize(
+    "neuron", [RotationNeuron(0.0), RotationNeuron(0.5), WeakMeasurement(0.5), RotationNeuron(0.5, bits=2)]
+)
+def test_nan_stays_nan(neuron):
+    assert neuron(torch.tensor([math.nan, 0.3])).isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("ancilla", ["symmetric", "asymmetric"])
+def test_several_readings_have_their_distribution(ancilla):
+    neuron = WeakMeasurement(0.6, a=1.0, readings=3, ancilla=ancilla, generator=generator())
+    chance, levels = neuron.distribution(Z)
+    torch.testing.assert_close(chance.sum(0), torch.ones_like(Z))
+    torch.testing.assert_close(torch.tensordot(levels, chance, 1), neuron.mean(Z))
+    count = 40_000
+    found = neuron(Z.expand(count, -1))
+    shares = (found - levels[:, None, None]).abs().lt(1e-9).double().mean(1)
+    assert bool(((shares - chance).abs() <= 4.5 * (chance * (1 - chance) / count).sqrt() + 1e-9).all())

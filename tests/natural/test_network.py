@@ -215,3 +215,23 @@ def test_several_qubits_are_measured_themselves():
         NaturalMLP(SIZES, bits=2, g=0.5)
     with pytest.raises(InvalidInputError, match="at most 16 hidden qubits; got 18"):
         outcome_law(network(bits=3), inputs(1))
+
+
+def test_other_neurons_have_the_law_of_the_first():
+    model = NaturalMLP((4, 2, 2, 2), a=0.5, law="arcsine", bits=2, shots=7)
+    other = model.with_neurons(a=1.0)
+    assert (other.neurons[0].law, other.bits, other.shots) == ("arcsine", 2, 1)
+    assert model.with_neurons(bits=1, g=0.5).bits == 1
+
+
+def test_the_score_is_not_trained_by_the_loss_of_outputs():
+    model = network(estimator="score")
+    with pytest.raises(InvalidInputError, match=r"unbraid\.natural\.score_loss"):
+        heal(model, (inputs(8), torch.arange(8) % 2), epochs=1, lr=0.1)
+    model.eval()(inputs(2))
+    heal(model, (inputs(8), torch.arange(8) % 2), epochs=1, lr=0.1, loss=lambda m, batch: score_loss(m, *batch))
+
+
+def test_an_unknown_ancilla_is_refused_though_none_is_measured():
+    with pytest.raises(InvalidInputError, match="ancilla must be one of"):
+        NaturalMLP(SIZES, ancilla="bogus")

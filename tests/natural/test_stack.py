@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from unbraid.circuits.neuron_laws import FULL
 from unbraid.ground.errors import InvalidInputError
-from unbraid.natural import NaturalMLP, NaturalStack, errors_together, train_together
+from unbraid.natural import NaturalMLP, NaturalStack, RotationNeuron, errors_together, train_together
 from unbraid.nn import heal
 
 SIZES = (12, 8, 6, 4)
@@ -109,3 +109,28 @@ def test_what_does_not_go_together_is_refused():
         train_together([one], data(), epochs=1, lr=0.1, optimizer="soap")
     with pytest.raises(InvalidInputError, match="score_loss network by network"):
         NaturalStack([NaturalMLP(SIZES, a=1.0, estimator="score")])
+
+
+def test_networks_whose_layers_differ_or_are_frozen_are_refused():
+    mixed, frozen, double = (NaturalMLP(SIZES, a=1.0, seed=seed) for seed in range(3))
+    mixed.neurons[1] = RotationNeuron(0.5)
+    frozen.layers[0].requires_grad_(False)
+    for others, message in (([mixed], "alike in all"), ([frozen], "frozen"), ([double.double()], "the same precision")):
+        with pytest.raises(InvalidInputError, match=message):
+            NaturalStack([NaturalMLP(SIZES, a=1.0), *others])
+
+
+def test_errors_are_of_rows_with_labels_and_of_shots():
+    (one,) = networks([{"a": 0.5}])[:1]
+    x, y = data()
+    assert errors_together([one], x.float(), y).shape == (1,)
+    for arguments, options, message in (
+        ((x, y[:-1]), {}, "y of shape"),
+        ((x[:0], y[:0]), {}, "not empty"),
+        ((x[:, :5], y), {}, r"\(n, 12\)"),
+        ((x, y), {"shots": 0}, "shots must be a positive integer"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            errors_together([one], *arguments, **options)
+    with pytest.raises(InvalidInputError, match="Give a list of NaturalMLP"):
+        errors_together(one, x, y)

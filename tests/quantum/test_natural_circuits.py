@@ -9,7 +9,7 @@ from torch.nn.functional import one_hot
 from unbraid.circuits.neuron_laws import FULL
 from unbraid.ground.errors import InvalidInputError
 from unbraid.natural import NaturalMLP, exact_probabilities, outcome_law
-from unbraid.quantum import AerExecutor, TorchExecutor, natural_circuit, run_natural
+from unbraid.quantum import AerExecutor, SamplerExecutor, TorchExecutor, natural_circuit, run_natural
 
 pytest.importorskip("qiskit_aer")
 
@@ -151,7 +151,8 @@ def test_registers_and_parameters_have_their_names():
     assert [(register.name, register.size) for register in circuit.qregs] == [("neuron", 4), ("ancilla", 4)]
     alone = natural_circuit(NaturalMLP((5, 3, 2, 4, 2), a=1.0), form="sequential")
     assert alone.num_qubits == 1
-    assert alone.count_ops()["reset"] == alone.count_ops()["measure"] == 3 + 2 + 4
+    assert alone.count_ops()["measure"] == 3 + 2 + 4
+    assert alone.count_ops()["reset"] == 3 + 2 + 3  # the last neuron's qubit is not used again
 
 
 def test_what_is_no_circuit_is_refused():
@@ -161,7 +162,7 @@ def test_what_is_no_circuit_is_refused():
         (NaturalMLP(SIZES, a=1.0, estimator="mean_field"), {}, "nothing is measured"),
         (NaturalMLP(SIZES), {"form": "spiral"}, "form must be one of"),
         (NaturalMLP(SIZES), {"shots": 0}, "shots must be a positive integer"),
-        (NaturalMLP((5, 3, 2)), {}, r"shape \(samples, 5\); got \(2, 4\)"),
+        (NaturalMLP((5, 3, 2)), {}, r"shape \(samples, 5\), not empty; got \(2, 4\)"),
     ):
         with pytest.raises(InvalidInputError, match=message):
             run_natural(network, x, aer, **options)
@@ -188,3 +189,54 @@ def test_noise_of_a_device_acts_as_an_ancilla_that_tells_less():
     variation = (found.counts / SHOTS - exact).abs().sum(1) / 2
     expected = torch.sqrt(2 * exact * (1 - exact) / (math.pi * SHOTS)).sum(1) / 2
     assert bool((variation < 2.5 * expected).all())
+
+
+def test_networks_of_signs_have_circuits_of_their_own():
+    """Their parameters may be those of a network of real weights; what they do with them is not."""
+    executor, x = AerExecutor(seed=3), inputs(1)
+    for binary in (True, False):
+        network = NaturalMLP(SIZES, a=0.8, binary=binary, seed=2)
+        found = run_natural(network, x, executor, shots=SHOTS)
+        torch.testing.assert_close(found.logs.exp(), exact_probabilities(network, x).detach(), atol=0.03, rtol=0)
+
+
+def test_logs_of_large_numbers_stay_finite():
+    network, x = NaturalMLP(SIZES, a=0.8, seed=2), inputs(2)
+    with torch.no_grad():
+        network.layers[-1].bias[0] += 1_000
+    found = run_natural(network, x, AerExecutor(seed=3), shots=100)
+    assert torch.isfinite(found.logs).all()
+    assert float(found.logs.detach().min()) < -100
+
+
+def test_what_is_not_finite_is_refused_and_other_precisions_are_taken():
+    network, x = NaturalMLP(SIZES, a=0.8, seed=2), inputs(2)
+    executor = AerExecutor(seed=0)
+    expected = run_natural(network, x, executor, shots=50).counts
+    assert torch.equal(run_natural(network, x.double(), AerExecutor(seed=0), shots=50).counts, expected)
+    for bad, what in ((x * math.nan, "not empty|NaN"), (x[:0], "not empty"), (x.numpy(), "got ndarray")):
+        with pytest.raises(InvalidInputError, match=what):
+            run_natural(network, bad, executor)
+    with pytest.raises(InvalidInputError, match="executor must be one of"):
+        run_natural(network, x, "aer")
+    with torch.no_grad():
+        network.layers[0].weight[0, 0] = math.nan
+    with pytest.raises(InvalidInputError, match="weight of the network"):
+        run_natural(network, x, executor)
+
+
+def test_a_backend_that_cannot_choose_gates_says_which_form_it_runs():
+    fake = pytest.importorskip("qiskit_ibm_runtime.fake_provider")
+    network, x = NaturalMLP((4, 2, 2, 2), a=0.8, seed=2), inputs(1)
+    executor = AerExecutor(backend=fake.FakeMontrealV2(), seed=0)
+    with pytest.raises(InvalidInputError, match="Take form='layers'"):
+        run_natural(network, x, executor, shots=10)
+    assert run_natural(network, x, executor, shots=10, form="layers").circuits > 1
+
+
+def test_layers_run_on_samplers_that_measure_at_the_end_only():
+    from qiskit.primitives import StatevectorSampler
+
+    network, x = NaturalMLP((4, 3, 3, 2), a=0.8, seed=2), inputs(1)
+    found = run_natural(network, x, SamplerExecutor(StatevectorSampler(seed=0)), shots=4_000, form="layers")
+    torch.testing.assert_close(found.logs.exp(), exact_probabilities(network, x).detach(), atol=0.03, rtol=0)

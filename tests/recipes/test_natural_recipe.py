@@ -103,6 +103,7 @@ def test_learning_is_lost_where_a_curve_crosses_half_of_its_way():
     assert found["half"] == pytest.approx(0.6)
     assert found["span"] == pytest.approx(0.7 - 0.5)
     assert natural._lost(angles, [0.1] * 4)["half"] == 0
+    assert natural._lost(angles, [0.91] * 4) == {"half": 1.0, "span": 0.0}  # nothing was learnt at all
 
 
 def test_pixels_become_signs_of_pooled_blocks():

@@ -199,7 +199,7 @@ def parse_ansatz(text: str, wires: int | Sequence[int]) -> Ansatz:
 
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<joint>\|[a-z0-9.,+()\s]*\|)|(?P<word>[0-9]*[a-z]+(?:@[a-z]*)?)|(?P<number>[0-9]+)|(?P<mark>[+*()]))"
+    r"\s*(?:(?P<joint>\|[^|]*\|)|(?P<word>[0-9]*[a-z]+(?:@[a-z]*)?)|(?P<number>[0-9]+)|(?P<mark>[+*()]))"
 )
 
 

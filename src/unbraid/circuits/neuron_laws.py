@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -29,6 +30,7 @@ Ancilla = Literal["symmetric", "asymmetric"]
 LAWS = ("linear", "arcsine")
 ANCILLAS = ("symmetric", "asymmetric")
 FULL = math.pi / 2  # coupling of an ancilla that tells all
+LEAST = 1e-6  # quantumness: inputs over less of it would leave the range of half precision
 MOST_BITS = 6  # qubits of a neuron
 
 Number = float | Tensor
@@ -40,9 +42,10 @@ def check_quantumness(a: float) -> float:
     Raises:
         InvalidInputError: if it is negative, infinite or no number.
     """
-    if isinstance(a, bool) or not isinstance(a, (int, float)) or not 0 <= a < math.inf:
+    known = isinstance(a, Real) and not isinstance(a, bool)
+    if not known or not (a == 0 or LEAST <= a < math.inf):
         raise InvalidInputError(
-            f"The quantumness a must be a number, 0 (no superposition) or more; got {a!r}. Try 0.5."
+            f"The quantumness a must be a number, 0 (no superposition) or {LEAST:g} and more; got {a!r}. Try 0.5."
         )
     return float(a)
 
@@ -53,7 +56,7 @@ def check_coupling(g: float) -> float:
     Raises:
         InvalidInputError: if it is not above 0 and at most pi/2.
     """
-    if isinstance(g, bool) or not isinstance(g, (int, float)) or not 0 < g <= FULL:
+    if isinstance(g, bool) or not isinstance(g, Real) or not 0 < g <= FULL:
         raise InvalidInputError(
             f"The entangling angle g must be above 0 and at most pi/2 = {FULL:.6g} (which is the classical limit); got "
             f"{g!r}."
@@ -82,8 +85,9 @@ def check_law(law: str) -> None:
 
 
 def signs(z: Tensor) -> Tensor:
-    """+1 or -1; of 0 it is +1."""
-    return (z >= 0).to(z.dtype).mul_(2).sub_(1)  # several times faster than torch.where of two numbers
+    """+1 or -1; of 0 it is +1, and of what is not finite NaN."""
+    found = (z >= 0).to(z.dtype).mul_(2).sub_(1)  # several times faster than torch.where of two numbers
+    return found.add_(z.detach(), alpha=0)
 
 
 def _reduced(z: Tensor, a: Number) -> Tensor:

@@ -13,7 +13,9 @@ Gradients go around the measurement in one of four ways (``estimator``):
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +68,13 @@ class Neuron(nn.Module):
         require_choice(ancilla, ANCILLAS, "ancilla")
         check_estimator(estimator, self.a)
         self.law, self.ancilla, self.readings, self.estimator = law, ancilla, readings, estimator
-        self.generator = generator
+        self._stream = _shared(generator)
         self.log_probability: Tensor | None = None
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """Of the outcomes; neurons that share one still do when they are copied together, or pickled."""
+        return None if self._stream is None else self._stream.generator
 
     def mean(self, z: Tensor) -> Tensor:
         """Of the outcomes, exactly; shape as ``z``."""
@@ -80,8 +87,23 @@ class Neuron(nn.Module):
         """Of the outcomes: probabilities, shape (levels, ...), and levels from -1 up to 1, shape (levels,)."""
         if self.bits > 1:
             return register_law(z, self.a, self.bits, self.law)
+        if self.readings > 1 and self.g is not None:
+            return self._readings(z)
         m = self.mean(z)
         return torch.stack([1 - m, 1 + m]) / 2, z.new_tensor([-1.0, 1.0])
+
+    def _readings(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Means of several readings: binomial for either outcome of the qubit."""
+        m = polarization(z, self.a, self.law)
+        total: Tensor | float = 0.0
+        for qubit in (-1.0, 1.0):
+            p = (1 + observed(torch.full_like(m, qubit), self.g, self.ancilla)) / 2
+            each = [
+                math.comb(self.readings, k) * p**k * (1 - p) ** (self.readings - k) for k in range(self.readings + 1)
+            ]
+            total = total + (1 + qubit * m) / 2 * torch.stack(each)
+        assert isinstance(total, Tensor)
+        return total, torch.linspace(-1, 1, self.readings + 1, dtype=z.dtype, device=z.device)
 
     def uncertainty(self, z: Tensor) -> Tensor:
         """``1 - m^2`` of the qubit, of several the mean: 0 without superposition, 1 in an equal one.
@@ -135,20 +157,8 @@ class Neuron(nn.Module):
         set_state(self.generator, state)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Generators cannot be copied as they are: the copy gets one in the same state."""
-        state = self.__dict__.copy()
-        state["generator"] = None if self.generator is None else (self.generator.device, self.generator.get_state())
-        state["log_probability"] = None
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Make the generator again."""
-        kept = state.pop("generator")
-        super().__setstate__(state)
-        self.generator = None
-        if kept is not None:
-            self.generator = torch.Generator(device=kept[0])
-            self.generator.set_state(kept[1])
+        """What the last outcomes were like is not copied."""
+        return self.__dict__ | {"log_probability": None}
 
 
 class RotationNeuron(Neuron):
@@ -243,6 +253,39 @@ def check_estimator(estimator: str, a: float) -> None:
         )
 
 
+class _Stream:
+    """A generator, which cannot be copied as it is: a copy has one in the same state."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _stream_in, (str(self.generator.device), self.generator.get_state())
+
+
+_STREAMS: WeakValueDictionary[int, _Stream] = WeakValueDictionary()
+
+
+def _shared(generator: torch.Generator | None) -> _Stream | None:
+    """One object a generator."""
+    if generator is None:
+        return None
+    if not isinstance(generator, torch.Generator):
+        raise InvalidInputError(f"generator must be a torch.Generator or None; got {type(generator).__name__}.")
+    found = _STREAMS.get(id(generator))
+    if found is None:
+        found = _STREAMS[id(generator)] = _Stream(generator)
+    return found
+
+
+def _stream_in(device: str, state: Tensor) -> _Stream:
+    generator = torch.Generator(device=device)
+    generator.set_state(state)
+    found = _shared(generator)
+    assert found is not None
+    return found
+
+
 def state_of(generator: torch.Generator | None) -> Tensor:
     """Of a generator, uint8; empty without one."""
     return torch.empty(0, dtype=torch.uint8) if generator is None else generator.get_state()
@@ -292,7 +335,7 @@ def outcomes(chance: Tensor, uniform: Tensor) -> Tensor:
 
     In place it takes a fraction of the time: memory that the system hands out anew costs more than what is done in it.
     """
-    return torch.lt(uniform, chance, out=uniform).mul_(2).sub_(1)
+    return torch.lt(uniform, chance, out=uniform).mul_(2).sub_(1).add_(chance, alpha=0)  # NaN stays NaN
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unbraid.circuits.neuron_laws import Ancilla, Law, signs
+from unbraid.circuits.neuron_laws import ANCILLAS, Ancilla, Law, signs
 from unbraid.circuits.neurons import Estimator, Neuron, RotationNeuron, WeakMeasurement, straight_through
-from unbraid.ground.errors import InvalidInputError
+from unbraid.ground.errors import InvalidInputError, require_choice
 from unbraid.ground.random import isolated, stream
 
 
@@ -107,7 +107,16 @@ class NaturalMLP(nn.Module):
         return self.neurons[0].generator  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logarithms of the averaged softmax, (..., inputs) to (..., classes): a cross entropy takes them as scores."""
+        """Logarithms of the averaged softmax, (..., inputs) to (..., classes): a cross entropy takes them as scores.
+
+        Raises:
+            InvalidInputError: if it is to be trained so with the estimator "score", past which no gradient goes.
+        """
+        if self.estimator == "score" and self.training and torch.is_grad_enabled():
+            raise InvalidInputError(
+                "With estimator='score' no gradient passes the neurons: train with loss=lambda network, batch: "
+                "unbraid.natural.score_loss(network, *batch)."
+            )
         return averaged(self.each_shot(x, self.shots), 0)
 
     def each_shot(self, x: Tensor, shots: int) -> Tensor:
@@ -151,25 +160,25 @@ class NaturalMLP(nn.Module):
         *,
         a: float = 0.0,
         g: float | None = None,
-        law: Law = "linear",
-        ancilla: Ancilla = "symmetric",
-        bits: int = 1,
+        law: Law | None = None,
+        ancilla: Ancilla | None = None,
+        bits: int | None = None,
         estimator: Estimator = "ste",
         shots: int = 1,
         seed: int = 0,
     ) -> NaturalMLP:
-        """A copy with the same weights and other neurons: how a trained network does in another regime."""
+        """A copy with the same weights and other neurons: how a trained network does in another regime.
+
+        By default that is the classical limit with one shot; law, ancilla and bits are those that it has.
+        """
         other = copy.deepcopy(self)
         other.shots = check_shots(shots)
         generator = stream(seed, "outcomes")
+        first = self.neurons[0]
+        assert isinstance(first, Neuron)
+        law, ancilla, bits = law or first.law, ancilla or first.ancilla, bits or first.bits
         other.neurons = nn.ModuleList([_neuron(a, g, law, ancilla, bits, estimator, generator) for _ in self.neurons])
         return other
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """After a copy all layers share one generator again."""
-        super().__setstate__(state)
-        for neuron in self.neurons:
-            neuron.generator = self.generator  # type: ignore[assignment]
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""
@@ -185,6 +194,7 @@ def _neuron(
     estimator: Estimator,
     generator: torch.Generator,
 ) -> Neuron:
+    require_choice(ancilla, ANCILLAS, "ancilla")
     if g is None:
         return RotationNeuron(a, law=law, bits=bits, estimator=estimator, generator=generator)
     if bits != 1:

@@ -27,7 +27,7 @@ from unbraid.circuits.neurons import (
     uniforms,
 )
 from unbraid.ground.errors import InvalidInputError
-from unbraid.natural.network import BinaryLinear, NaturalMLP, averaged, binarized
+from unbraid.natural.network import BinaryLinear, NaturalMLP, averaged, binarized, check_shots
 from unbraid.nn import History, heal
 
 _ENTRIES = 2**18  # of a layer in an evaluation, at once: they stay in a core's cache
@@ -121,7 +121,11 @@ class NaturalStack(nn.Module):
         """Each network's numbers are those that it would draw alone, (S, n, h)."""
         uniform = torch.empty(like.shape, dtype=like.dtype)
         for row, network in zip(uniform, self.networks, strict=True):
-            torch.rand(row.shape, generator=network.generator, out=row)
+            generator = network.generator
+            if generator is None or generator.device.type == "cpu":
+                torch.rand(row.shape, generator=generator, out=row)
+            else:
+                row.copy_(torch.rand(row.shape, generator=generator, dtype=row.dtype, device=generator.device))
         return uniform.to(like.device)
 
     def _registers(self, z: Tensor) -> Tensor:
@@ -209,8 +213,15 @@ def errors_together(networks: Sequence[NaturalMLP], x: Tensor, y: Tensor, *, sho
         shots: whose softmax is averaged; the networks' own by default.
     """
     stack = NaturalStack(networks)
+    shots = check_shots(stack.shots if shots is None else shots)
+    if x.dim() != 2 or x.shape[1] != networks[0].sizes[0] or len(x) != len(y) or not len(x):
+        raise InvalidInputError(
+            f"x must be of shape (n, {networks[0].sizes[0]}) and y of shape (n,), not empty; got {tuple(x.shape)} and "
+            f"{tuple(y.shape)}."
+        )
+    x = x.to(stack.weights[0].dtype)
     wrong = torch.zeros(len(stack), device=x.device)
-    size = max(1, _ENTRIES // (len(stack) * max(networks[0].sizes[1:-1]) * (shots or stack.shots)))
+    size = max(1, _ENTRIES // (len(stack) * max(networks[0].sizes[1:-1]) * shots))
     for rows, labels in zip(x.split(size), y.split(size), strict=True):
         wrong += (stack(rows, shots).argmax(-1) != labels).sum(1)
     return wrong / len(y)
@@ -222,13 +233,24 @@ def _neuron_of(network: NaturalMLP) -> Neuron:
     return neuron
 
 
+def _settings_of(neuron: nn.Module) -> tuple[object, ...]:
+    assert isinstance(neuron, Neuron)
+    return neuron.a, neuron.g, neuron.law, neuron.ancilla, neuron.bits, neuron.estimator
+
+
 def _stacked(parameters: Sequence[Tensor]) -> nn.Parameter:
     return nn.Parameter(torch.stack([parameter.detach() for parameter in parameters]))
 
 
 def _check(networks: Sequence[NaturalMLP]) -> None:
-    if not networks or not all(isinstance(network, NaturalMLP) for network in networks):
+    listed = isinstance(networks, (list, tuple)) and len(networks) > 0
+    if not listed or not all(isinstance(network, NaturalMLP) for network in networks):
         raise InvalidInputError("Give a list of NaturalMLP, one or more.")
+    for network in networks:
+        if len({_settings_of(neuron) for neuron in network.neurons}) > 1:
+            raise InvalidInputError("The neurons of a network of a stack must be alike in all of its layers.")
+        if not all(parameter.requires_grad for parameter in network.parameters()):
+            raise InvalidInputError("Networks of a stack are trained as a whole; one has frozen layers.")
     if len({id(network.generator) for network in networks}) < len(networks):
         raise InvalidInputError("Each network needs a generator of its own: give each another seed, or copy it.")
     neurons = [_neuron_of(network) for network in networks]
@@ -236,6 +258,7 @@ def _check(networks: Sequence[NaturalMLP]) -> None:
         "sizes": {network.sizes for network in networks},
         "shots": {network.shots for network in networks},
         "binary": {isinstance(network.layers[0], BinaryLinear) for network in networks},
+        "precision": {str(next(network.parameters()).dtype) for network in networks},
         "law": {neuron.law for neuron in neurons},
         "bits": {neuron.bits for neuron in neurons},
         "estimator": {neuron.estimator for neuron in neurons},

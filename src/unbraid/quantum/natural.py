@@ -29,14 +29,15 @@ import numpy as np
 import torch
 from qiskit import QuantumCircuit
 from qiskit.circuit import ClassicalRegister, ParameterExpression, ParameterVector, QuantumRegister, Qubit
-from torch import Tensor
+from qiskit.transpiler import TranspilerError
+from torch import Tensor, nn
 
 from unbraid.circuits.neuron_laws import FULL, angle, digit_weight, digits
 from unbraid.circuits.neurons import Neuron
-from unbraid.ground.errors import InvalidInputError, require_choice
+from unbraid.ground.errors import InvalidInputError, require_choice, require_finite
 from unbraid.ground.manifest import hash_tensors
 from unbraid.ground.random import stream
-from unbraid.natural import NaturalMLP
+from unbraid.natural import BinaryLinear, NaturalMLP
 from unbraid.natural.network import averaged, check_shots
 from unbraid.quantum.execute import TorchExecutor
 from unbraid.quantum.samplers import SamplerExecutor
@@ -99,10 +100,11 @@ def natural_circuit(network: NaturalMLP, *, form: Form = "parallel") -> QuantumC
     outcomes = [ClassicalRegister(width, name) for width, name in zip(widths, names, strict=True)]
     circuit = QuantumCircuit(neurons, *([ancillas] if weak else []), *outcomes)
     first = ParameterVector("input", network.sizes[1] * (2**bits - 1))
-    _add_layer(circuit, network, form, list(first), None, outcomes[0])
+    last = len(outcomes) - 1
+    _add_layer(circuit, network, form, list(first), None, outcomes[0], last=last == 0)
     for k, register in enumerate(outcomes[1:]):
         angles = _angles_by_pattern(network, k + 1)
-        _add_layer(circuit, network, form, angles, outcomes[k], register)
+        _add_layer(circuit, network, form, angles, outcomes[k], register, last=k + 1 == last)
     return circuit
 
 
@@ -116,8 +118,13 @@ def _add_layer(
     angles: Angles | np.ndarray,
     before: ClassicalRegister | None,
     register: ClassicalRegister,
+    *,
+    last: bool,
 ) -> None:
-    """Rotate, couple, measure and reset one layer; ``angles`` of all patterns of the layer before, if there is one."""
+    """Rotate, couple and measure one layer; ``angles`` of all patterns of the layer before, if there is one.
+
+    Qubits are reset where they are used again: not behind the last neurons of the last layer.
+    """
     neuron, bits = network.neurons[0], network.bits
     neurons, ancillas = circuit.qregs[0], circuit.qregs[1] if len(circuit.qregs) > 1 else None
     width = len(register) // bits
@@ -136,10 +143,12 @@ def _add_layer(
                     circuit.ry(FULL - neuron.g, ancillas[place])  # type: ignore[operator]
                 circuit.cry(2 * neuron.g, neurons[place], ancillas[place])  # type: ignore[operator]
                 circuit.measure(ancillas[place], register[k])
-                circuit.reset(ancillas[place])
             else:
                 circuit.measure(neurons[place], register[k])
-            circuit.reset(neurons[place])
+            if not last or group != groups[-1]:
+                circuit.reset(neurons[place])
+                if ancillas is not None:
+                    circuit.reset(ancillas[place])
 
 
 def _rotate(circuit: QuantumCircuit, qubits: QuantumRegister, group: range, bits: int, angles: Angles) -> None:
@@ -198,8 +207,8 @@ def _angles(network: NaturalMLP, layer: int, x: Tensor) -> np.ndarray:
 
 def _outcomes_of(numbers: Tensor, width: int, bits: int) -> Tensor:
     """Numbers of a register as what the neurons put out, shape (rows, width)."""
-    outcomes = (2 * ((numbers[:, None] >> torch.arange(width * bits)) & 1) - 1).float()
-    weights = torch.tensor([digit_weight(digit, bits) for digit in range(bits)])
+    outcomes = (2 * ((numbers[:, None] >> torch.arange(width * bits)) & 1) - 1).double()
+    weights = torch.tensor([digit_weight(digit, bits) for digit in range(bits)], dtype=torch.float64)
     return outcomes.reshape(len(numbers), width, bits) @ weights
 
 
@@ -216,8 +225,9 @@ def run_natural(
 
     Args:
         network: whose outcomes are sampled.
-        x: shape (samples, inputs).
-        executor: of the circuits; :class:`TorchExecutor` samples the same law without circuits.
+        x: shape (samples, inputs). Equal rows share a run.
+        executor: of the circuits; :class:`TorchExecutor` samples the same law without circuits, from the network's own
+            generator.
         shots: a sample; the network's own by default.
         form: "parallel", "sequential" or "layers".
         generator: seeds the simulators; of "layers" also which shots of a layer's circuits belong together.
@@ -230,8 +240,16 @@ def run_natural(
     require_choice(form, FORMS, "form")
     _check(network)
     shots = check_shots(network.shots if shots is None else shots)
-    if x.dim() != 2 or x.shape[1] != network.sizes[0]:
-        raise InvalidInputError(f"x must be of shape (samples, {network.sizes[0]}); got {tuple(x.shape)}.")
+    if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != network.sizes[0] or not len(x):
+        came = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise InvalidInputError(f"x must be a tensor of shape (samples, {network.sizes[0]}), not empty; got {came}.")
+    if not isinstance(executor, (SamplerExecutor, TorchExecutor)):
+        raise InvalidInputError(f"executor must be one of unbraid.quantum, such as AerExecutor(); got {executor!r}.")
+    like = next(network.parameters())
+    x = x.to(like.device, like.dtype)
+    require_finite(x, "x")
+    for parameter in network.parameters():
+        require_finite(parameter.detach(), "A weight of the network")
     if isinstance(executor, TorchExecutor):
         with torch.no_grad():
             logs = averaged(network.each_shot(x, shots), 0)
@@ -246,15 +264,23 @@ def run_natural(
     circuit = natural_circuit(network, form=form)
     angles = _angles(network, 0, x)
     width = network.sizes[-2] * network.bits
-    key = ("natural", form, hash_tensors(*network.parameters()), _told(network))
-    counts, jobs = executor.sample_bound(
-        [(circuit, key, row.tolist()) for row in angles], [shots] * len(x), 2**width, generator=generator
-    )
+    key = ("natural", form, hash_tensors(*_weights(network)), _told(network))
+    try:
+        counts, jobs = executor.sample_bound(
+            [(circuit, key, row.tolist()) for row in angles], [shots] * len(x), 2**width, generator=generator
+        )
+    except TranspilerError as error:
+        if "switch_case" not in str(error):
+            raise
+        raise InvalidInputError(
+            "This backend cannot choose gates by outcomes (switch_case). Take form='layers', whose circuits are not "
+            "dynamic."
+        ) from error
     with torch.no_grad():
         patterns = _outcomes_of(torch.arange(2**width), network.sizes[-2], network.bits).to(x)
         z = network.layers[-1](patterns).log_softmax(-1)  # (patterns, classes)
         found = torch.from_numpy(counts).to(x.device)
-        logs = (found.to(z) / shots @ z.exp()).log()
+        logs = (z + (found.to(z) / shots).log()[:, :, None]).logsumexp(1)
     spent = time.perf_counter() - start
     return NaturalExecution(logs, found, len(x), shots * len(x), circuit.num_qubits, jobs, spent)
 
@@ -273,7 +299,7 @@ def _by_layers(
     ids: list[str] = []
     for layer, width in enumerate(network.sizes[1:-1]):
         angles = _angles(network, layer, rows)
-        found = torch.empty(len(rows), width)
+        found = torch.empty(len(rows), width, dtype=torch.float64)
         for first in range(0, width, WIDEST // bits):
             part = slice(first, min(first + WIDEST // bits, width))
             size = (part.stop - part.start) * bits
@@ -303,8 +329,17 @@ def _layer_circuit(network: NaturalMLP, width: int) -> QuantumCircuit:
     register = ClassicalRegister(qubits, "meas")
     ancillas = [QuantumRegister(qubits, "ancilla")] if weak else []
     circuit = QuantumCircuit(QuantumRegister(qubits, "neuron"), *ancillas, register)
-    _add_layer(circuit, network, "parallel", list(ParameterVector("input", angles)), None, register)
+    _add_layer(circuit, network, "parallel", list(ParameterVector("input", angles)), None, register, last=True)
     return circuit
+
+
+def _weights(network: NaturalMLP) -> list[Tensor]:
+    """As they are used: those of a network of signs are no parameters."""
+    found: list[Tensor] = []
+    for layer in network.layers:
+        assert isinstance(layer, nn.Linear)
+        found += [layer.binary() if isinstance(layer, BinaryLinear) else layer.weight, layer.bias]
+    return found
 
 
 def _told(network: NaturalMLP) -> tuple[float | str | int | None, ...]:

@@ -280,6 +280,8 @@ def _lost(angles: Sequence[float], errors: Sequence[float]) -> dict[str, float]:
                 return angles[k - 1] + part * (angles[k] - angles[k - 1])
         return 0.0
 
+    if errors[0] >= CHANCE:  # nothing was learnt without loss either
+        return {"half": angles[0], "span": 0.0}
     return {"half": crossed(0.5), "span": crossed(0.25) - crossed(0.75)}
 
 
