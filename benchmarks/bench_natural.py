@@ -1,8 +1,9 @@
 """Natural networks trained and judged together, beside one by one: 196 -> 64 -> 64 -> 10, six quantumnesses.
 
 Time of one network after another over that of all as one stack, one thread, single precision; medians of rounds in
-which both take turns. Training is five epochs of 1,000 rows in batches of 50; judging is 1,000 rows with 16 shots. Both
-give the same weights and the same outcomes.
+which all take turns. Training is five epochs of 1,000 rows in batches of 50; judging is 1,000 rows with 16 shots. All
+give the same weights and the same outcomes. One by one is ``unbraid.heal`` as it comes; "fused" is the same with the
+fused kernel of Adam that the stack steps with.
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ def loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return cross_entropy(network(batch[0]), batch[1])
 
 
+def fused_adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """As the stack's."""
+    return torch.optim.Adam(parameters, RUN["lr"], fused=True)
+
+
 @torch.no_grad()
 def wrong(network: NaturalMLP, x: Tensor, y: Tensor, shots: int) -> float:
     """The error of one network."""
@@ -63,17 +69,24 @@ def main() -> None:
     rows = []
     for count in COUNTS:
         start = networks(count)
-        times: dict[str, list[float]] = {"train": [], "together": [], "judge": [], "judged together": []}
+        times: dict[str, list[float]] = {"train": [], "fused": [], "together": [], "judge": [], "judged together": []}
         for _ in range(ROUNDS):
-            alone, stack = copy.deepcopy(start), copy.deepcopy(start)
+            alone, fused, stack = (copy.deepcopy(start) for _ in range(3))
             times["together"].append(seconds(lambda stack=stack: train_together(stack, (x, y), **RUN)))
             times["train"].append(seconds(lambda alone=alone: [heal(each, (x, y), loss=loss, **RUN) for each in alone]))
+            times["fused"].append(
+                seconds(
+                    lambda fused=fused: [heal(each, (x, y), loss=loss, optimizer=fused_adam, **RUN) for each in fused]
+                )
+            )
             times["judged together"].append(seconds(lambda stack=stack: errors_together(stack, x, y, shots=16)))
             times["judge"].append(seconds(lambda alone=alone: [wrong(each, x, y, 16) for each in alone]))
         found = {name: statistics.median(each) for name, each in times.items()}
-        trained, judged = found["train"] / found["together"], found["judge"] / found["judged together"]
-        rows.append([count, found["together"], trained, found["judged together"], judged])
-    print_rows(["networks", "train together, s", "one by one, times", "judge together, s", "one by one, times"], rows)
+        ratios = [found[name] / found["together"] for name in ("train", "fused")]
+        judged = found["judge"] / found["judged together"]
+        rows.append([count, found["together"], *ratios, found["judged together"], judged])
+    heads = ("train together, s", "one by one, times", "fused, times", "judge together, s", "one by one, times")
+    print_rows(["networks", *heads], rows)
 
 
 if __name__ == "__main__":

@@ -178,13 +178,15 @@ def _test_rows(settings: Settings, found: Sequence[Any], best: Mapping[str, Row]
         f"the one of a = {a:g}, read at a = 0": ("control", ("read at a = 0", "test", "1", setting("a", a))),
         f"the one of a = {a:g}, mean field": ("control", ("mean field", "test", "1", setting("a", a))),
     } | {name: ("control", ("controls", name, "test")) for name in found[0]["controls"]}
-    classical = _column(found, *chosen[told("a", settings.a[0])][1])
+    columns = {name: _column(found, *keys) for name, (_, keys) in chosen.items()}
+    classical, best_a = columns[told("a", settings.a[0])], columns[told("a", a)]
     rows = []
-    for name, (kind, keys) in chosen.items():
-        values = _column(found, *keys)
-        rows.append(_row("test", name, kind, values, p=paired_p(values, classical)))
-    for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
-        row["p_corrected"] = corrected
+    for name, values in columns.items():
+        against = {"p": paired_p(values, classical), "p_of_best": paired_p(values, best_a)}
+        rows.append(_row("test", name, chosen[name][0], values, **against))
+    tests = holm([row[key] for row in rows for key in ("p", "p_of_best")])
+    for row, corrected in zip(rows, zip(tests[::2], tests[1::2], strict=True), strict=True):
+        row["p_corrected"], row["p_of_best_corrected"] = corrected
     return rows
 
 
@@ -260,6 +262,7 @@ def _transition_rows(settings: Settings, results: Mapping[str, Any]) -> list[Row
                     width=width,
                     shots=shots,
                     spans=[found["span"] for found in each],
+                    relative=[found["span"] / found["half"] for found in each if found["half"]],
                     points=[[g, statistics.fmean(each)] for g, each in zip(settings.transition_g, errors, strict=True)],
                 )
             )
