@@ -406,3 +406,21 @@ def test_joined_circuits_are_prepared_once_even_if_the_first_has_no_gates() -> N
     encoded = encode(second.core.apply(between), MPSEncoding(layers=1, sweeps=0))
     expected = second.output_circuit(encoded.norm[:, None] * encoded.vectors) + second.bias
     torch.testing.assert_close(joined(x), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("readout", ["exact", "reference"])
+def test_neurons_between_segments_draw_from_the_hybrids_stream(readout):
+    ansatz = parse_ansatz("2b | bn+rotation(0.5) | 2b", 3)
+    circuits = Circuit(ansatz, "random", 1), Circuit(ansatz, "random", 2, mirrored=True)
+    layer = DisentangledLinear(circuits[0], MPO.random((2,) * 3, (2,) * 3, 2), circuits[1])
+    model = nn.Sequential(layer)
+    model(torch.randn(50, 8))  # the norms get statistics
+    x = torch.randn(6, 8)
+    found = []
+    for number in range(2):
+        torch.manual_seed(number)
+        hybrid = to_quantum(model, TorchExecutor(0), readout=readout, shots=1_000, seed=4)
+        found.append((hybrid(x), hybrid(x)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    assert not torch.equal(found[0][0], found[0][1])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from unbraid.circuits import Circuit
+from unbraid.circuits.neurons import Neuron
 from unbraid.ground.errors import InvalidInputError, require_choice, require_finite
-from unbraid.ground.random import stream
+from unbraid.ground.random import isolated, stream
 from unbraid.nn.layers import DisentangledLinear
 from unbraid.nn.surgery import replace_modules
 from unbraid.quantum.encode import Encoding, encoding_of
@@ -85,7 +87,8 @@ class QuantumLinear(nn.Module):
         readout: "exact" | "reference" | "signs" | "tomography", or one with its settings; see
             :func:`unbraid.read_out`.
         shots: a vector and stage, over all circuits of its readout.
-        seed: of the samples; the n-th call of a layer takes the n-th stream of its name.
+        seed: of the samples, and of neurons between segments; the n-th call of a layer takes the n-th stream of its
+            name.
         gradient: of sampled readouts: "none" (a backward pass is an error) | "parameter-shift", see
             :mod:`unbraid.quantum.gradients`. "exact" always has gradients.
 
@@ -193,13 +196,9 @@ class QuantumLinear(nn.Module):
             raise InvalidInputError(f"This layer takes {self.in_features} features; got shape {tuple(x.shape)}.")
         require_finite(x, "x")
         generator = stream(self.seed, self.name, "call", self._calls)
+        with isolated(self.seed, self.name, "joints", self._calls) if self._measures else nullcontext():
+            x = self._through(x, generator)
         self._calls += 1
-        first, *others = self._runs()
-        x = self._run(first, pad(x, (0, first.circuits[0].dimension - self.in_features)), generator)
-        for layer, run in zip(self._row, others, strict=True):
-            x = self._run(run, layer.core.apply(x), generator)
-            if layer is not self._row[-1] and layer.bias is not None:
-                x = x + run.circuits[-1](layer.bias)
         last = self._row[-1]
         if not isinstance(self.readout, Exact) and self.out_features < x.shape[-1]:
             squares = x.detach().double().square()
@@ -207,6 +206,20 @@ class QuantumLinear(nn.Module):
             self.spent.padding_shots += round(float(share.sum()) * self.shots)
         x = x[..., : self.out_features]
         return x if last.bias is None else x + last.bias
+
+    def _through(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        first, *others = self._runs()
+        x = self._run(first, pad(x, (0, first.circuits[0].dimension - self.in_features)), generator)
+        for layer, run in zip(self._row, others, strict=True):
+            x = self._run(run, layer.core.apply(x), generator)
+            if layer is not self._row[-1] and layer.bias is not None:
+                x = x + run.circuits[-1](layer.bias)
+        return x
+
+    @property
+    def _measures(self) -> bool:
+        """Whether neurons between segments draw outcomes."""
+        return any(isinstance(module, Neuron) for module in self.layers.modules())
 
     @property
     def _row(self) -> list[DisentangledLinear]:

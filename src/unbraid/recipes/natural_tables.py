@@ -171,8 +171,8 @@ def _transition(rows: Sequence[Row], settings: Settings) -> Section:
         note=(
             f"Digits, ancillas measured, {counted(settings.transition_seeds, 'network')} a point, of one split. g_c, "
             "over pi/2: where the validation error has gone half of its way from the classical one to 0.9, that of "
-            "guessing. Span: of g, over which it goes from a quarter to three quarters of it. Where it is learnt at the "
-            f"smallest angle, {settings.transition_g[-1]:g}, g_c counts as 0."
+            "guessing. Span: of g, over which it goes from a quarter to three quarters of it. Where it is learnt at "
+            f"the smallest angle, {settings.transition_g[-1]:g}, g_c counts as 0."
         ),
     )
 
