@@ -198,3 +198,13 @@ def test_several_readings_have_their_distribution(ancilla):
     found = neuron(Z.expand(count, -1))
     shares = (found - levels[:, None, None]).abs().lt(1e-9).double().mean(1)
     assert bool(((shares - chance).abs() <= 4.5 * (chance * (1 - chance) / count).sqrt() + 1e-9).all())
+
+
+@pytest.mark.parametrize("neuron", [RotationNeuron(0.5), WeakMeasurement(0.5, a=1.0)])
+def test_neurons_under_transforms_of_functions(neuron):
+    z = torch.linspace(-1, 1, 12).reshape(3, 4)
+    found = torch.func.vmap(neuron, randomness="different")(z)
+    assert found.shape == (3, 4)
+    assert set(found.unique().tolist()) <= {-1.0, 1.0}
+    slope = torch.func.grad(lambda z: neuron(z).sum())(z)
+    assert torch.equal(slope, torch.ones_like(z))

@@ -335,10 +335,14 @@ def outcomes(chance: Tensor, uniform: Tensor) -> Tensor:
 
     In place it takes a fraction of the time: memory that the system hands out anew costs more than what is done in it.
     """
+    if torch._C._are_functorch_transforms_active():  # which write to no tensor of their own
+        return (uniform < chance).to(chance.dtype) * 2 - 1 + 0 * chance
     return torch.lt(uniform, chance, out=uniform).mul_(2).sub_(1).add_(chance, alpha=0)  # NaN stays NaN
 
 
 class _StraightThrough(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(z: Tensor, value: Tensor) -> Tensor:
         return value.view_as(value)
@@ -360,6 +364,8 @@ def straight_through(z: Tensor, value: Tensor) -> Tensor:
 
 
 class _PassedThrough(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(through: Tensor, value: Tensor) -> Tensor:
         return value.view_as(value)

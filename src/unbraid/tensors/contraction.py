@@ -339,5 +339,5 @@ def _price_join(shapes: Sequence[Shape], tariff: Tariff) -> float:
     bond, left, right = shapes[middle][0], shapes[0][0], shapes[-1][3]
     entries = left * sizes[0] * sizes[1] * right
     each = tariff.far if entries > CACHE // 4 else tariff.near  # the product, and its transposition
-    made = 2 * tariff.operation + tariff.multiplication * entries * bond + 2 * each * entries
+    made = tariff.operation + tariff.multiplication * entries * bond + 2 * each * entries
     return made + sum(_price_join(part, tariff) for part in parts)
