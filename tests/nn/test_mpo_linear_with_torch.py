@@ -38,7 +38,7 @@ def test_plans_follow_the_batch_and_what_is_wanted():
     module = MPOLinear(MPO.random((4,) * 5, (4,) * 5, 8))
     kinds = {module.plan(batch, training=False).describe() for batch in (1, 64, 1024)}
     assert len(kinds) > 1
-    assert module.plan(1, training=True).describe() == "a sweep over single sites, the last one first"
+    assert module.plan(1, training=True).describe() == "blocks of sites 0 to 1, 2, 3 to 4, the last one first"
     assert "rows at a time" in module.plan(1024, training=False).describe()
     assert MPOLinear(MPO.random((4,) * 5, (4,) * 5, 64)).plan(1024).describe() == "the dense weight is formed"
     assert module.plan(5) == module.plan(8)

@@ -78,17 +78,22 @@ def weighted_error(
         covariance: second moment of the inputs, shape (in, in); None for 1.
         slopes: what outputs are weighted by, shape (out, out); None for 1.
     """
+    work = torch.float64 if weight.dtype == torch.float64 else torch.float32  # products; differences are exact
     exact = weight.to(torch.float64)
-    difference = exact - approximation.to(torch.float64)
+    size = exact.abs().max().clamp_min(torch.finfo(torch.float64).tiny)  # single precision cannot hold all squares
+    difference = ((exact - approximation.to(torch.float64)) / size).to(work)
+    exact = (exact / size).to(work)
     lost, total = difference, exact
     if covariance is not None:
         moment = covariance.to(weight.device, torch.float64)
+        moment = (moment / moment.abs().max()).to(work)
         lost, total = difference @ moment, exact @ moment
     if slopes is not None:
         moment = slopes.to(weight.device, torch.float64)
+        moment = (moment / moment.abs().max()).to(work)
         lost, total = moment @ lost, moment @ total
-    ratio = (lost * difference).sum() / (total * exact).sum().clamp_min(torch.finfo(torch.float64).tiny)
-    return math.sqrt(max(float(ratio), 0.0))
+    errors, powers = ((a * b).sum(dtype=torch.float64) for a, b in ((lost, difference), (total, exact)))
+    return math.sqrt(max(float(errors / powers.clamp_min(torch.finfo(torch.float64).tiny)), 0.0))
 
 
 def damped_error(weight: Tensor, approximation: Tensor, covariance: Tensor, slopes: Tensor | None = None) -> float:
