@@ -133,7 +133,8 @@ class Neuron(nn.Module):
         if self.estimator == "mean_field":
             return self.mean(z)
         uniform = uniforms(z, self.bits, self.generator)
-        value, log_probability = register_outcomes(z, self.a, uniform, self.law)
+        scored = self.estimator == "score"  # else nothing needs the slopes of probabilities
+        value, log_probability = register_outcomes(z if scored else z.detach(), self.a, uniform, self.law)
         if self.estimator == "ste":
             return straight_through(z, value)
         if self.estimator == "expected":
@@ -299,9 +300,7 @@ def set_state(generator: torch.Generator | None, state: Tensor) -> None:
 
 def drawn(mean: Tensor, generator: torch.Generator | None) -> Tensor:
     """Outcomes +1 and -1 of these means, without gradients."""
-    device = mean.device if generator is None else generator.device
-    uniform = torch.rand(mean.shape, generator=generator, dtype=mean.dtype, device=device).to(mean.device)
-    return outcomes((1 + mean.detach()) / 2, uniform)
+    return outcomes((1 + mean.detach()) / 2, uniforms(mean, 1, generator)[0])
 
 
 def uniforms(z: Tensor, bits: int, generator: torch.Generator | None) -> Tensor:

@@ -185,9 +185,8 @@ def train_together(
     stack = NaturalStack(networks)
     if options.get("optimizer") == "soap":
         raise InvalidInputError("SOAP would mix the networks of a stack. Take 'adam', or train them one by one.")
-    if (
-        options.get("optimizer", "adam") == "adam"
-    ):  # one pass over the memory of all weights, where Adam by default takes ten
+    if options.get("optimizer", "adam") == "adam":
+        # fused: one pass over the memory of all weights, where Adam by default takes ten
         decay = options.pop("weight_decay", 0.0)
         options["optimizer"] = lambda parameters: torch.optim.Adam(parameters, lr, weight_decay=decay, fused=True)
     history = heal(stack, train_data, epochs=epochs, lr=lr, loss=summed_loss, **options)

@@ -28,7 +28,7 @@ def make_optimizer(
             (Vyas et al., arXiv:2409.11321), a step of which costs more and brings more; or a function that makes one.
         parameters: that it changes.
         lr: peak learning rate, of those by name.
-        weight_decay: likewise.
+        weight_decay: likewise; of "adam" added to gradients, of "soap" decoupled from them.
 
     Raises:
         InvalidInputError: for an unknown name.
