@@ -1,5 +1,6 @@
 """The recipes on pretrained language models, on tiny ones with random weights and made-up text."""
 
+import importlib
 import json
 import shutil
 
@@ -19,6 +20,7 @@ pytest.importorskip("matplotlib")
 
 TARGETS = r"encoder\.layer\..*"
 OURS = pretrained.OURS
+heal_module = importlib.import_module("unbraid.nn.heal")  # the package names the function so
 
 
 def remade(name, language_data, out, **options):
@@ -163,3 +165,33 @@ def test_larger_bonds_fill_what_a_fixed_gauge_leaves_of_the_budget(language_data
         assert numbers[-1][0] <= 0.5 * weights
     assert numbers[1][0] > 0.9 * numbers[0][0]
     assert numbers[1][1] > numbers[0][1]
+
+
+def test_a_way_that_was_interrupted_goes_on_from_its_last_pass(language_data, tmp_path, monkeypatch):
+    epoch, passes = heal_module._train_epoch, []
+    out, folder = tmp_path / "out", tmp_path / "out/minilm.tasks"
+
+    def run(last):
+        def counted(*args):
+            if len(passes) == last:
+                raise KeyboardInterrupt
+            passes.append(None)
+            return epoch(*args)
+
+        passes.clear()
+        monkeypatch.setattr(heal_module, "_train_epoch", counted)
+        reproduce("minilm", out, quick=True, data_dir=language_data)
+        return len(passes), json.loads((out / "minilm.json").read_text())["rows"]
+
+    whole, wanted = run(None)
+    shutil.rmtree(out)
+    first = 3 + 1  # passes of the first way: a slice each of three blocks, then the whole
+    with pytest.raises(KeyboardInterrupt):
+        run(first - 1)
+    (kept,) = folder.glob("*.progress")
+    assert kept.name.startswith(OURS)
+    rest, rows = run(None)
+    assert rest == whole - (first - 1)
+    assert not list(folder.glob("*.progress"))
+    for row, before in zip(rows, wanted, strict=True):
+        assert row | {"time": None} == before | {"time": None}

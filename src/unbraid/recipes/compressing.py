@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +42,8 @@ from unbraid.tensors.ladder import ladder
 from unbraid.tensors.sites import low_rank_sites
 
 _TRIALS = 3  # of filling a budget
+_FULL = 0.995  # of it is enough
+_HALVINGS = 12
 KEPT_BYTES = 2 * 2**30  # of what a teacher puts out
 
 
@@ -183,15 +186,34 @@ def _filled(build: Callable[[float], nn.Module], budget: float, profile: Sequenc
         dense = sum(matrix_of(layer).numel() for layer in layers if not isinstance(layer, MPOLinear))
         return (dense + sum(degrees_of_freedom([core.shape for core in each]) for each in cores)) / weights
 
-    share = budget
-    best = build(share)
+    share, best, most = _share_of_low_ranks(budget, profile), None, 0.0
     for _ in range(_TRIALS):
-        wanted = min(1.0, share * (budget / kept(best)) ** 0.95)  # a little less than in proportion
-        trial = build(wanted)
-        if kept(trial) > budget:
+        trial = build(share)
+        found = kept(trial)
+        if most < found <= budget:
+            best, most = trial, found
+        if _FULL * budget <= found <= budget:
             break
-        share, best = wanted, trial
-    return best
+        share = min(1.0, share * 0.5 * (1 + _FULL) * budget / found)
+    return best or build(budget)
+
+
+def _share_of_low_ranks(budget: float, profile: Sequence[LayerSensitivity]) -> float:
+    """What low ranks may have in both factors, of the weights, to have no more than the budget with a fixed gauge."""
+
+    def kept(share: float) -> float:
+        options, total = allocate(profile, share).options, 0.0
+        for layer in profile:
+            entries = options[layer.name]["budget"] * layer.parameters if layer.name in options else layer.parameters
+            rank = entries / sum(layer.shape) if layer.name in options else 0
+            total += entries - rank * rank
+        return total / sum(layer.parameters for layer in profile)
+
+    low, high = budget, 1.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if kept(middle) <= budget else (low, middle)
+    return low
 
 
 def distil(
@@ -263,12 +285,14 @@ def healed(
     rest_lr: float,
     optimizer: str,
     seed: int,
+    checkpoint_dir: Path,
 ) -> nn.Module:
-    """A healed copy, after ``epochs`` passes in all."""
+    """A healed copy, after ``epochs`` passes in all; an interrupted healing goes on where its checkpoint is."""
     student = copy.deepcopy(model)
-    whole = partial(distil, student, teacher, task, train, validation, seed=seed, optimizer=optimizer)
+    options: dict[str, Any] = {"seed": seed, "optimizer": optimizer}
+    whole = partial(distil, student, teacher, task, train, validation, checkpoint_dir=checkpoint_dir, **options)
     if way.sliced:
-        options: dict[str, Any] = {"task": task, "seed": seed, "optimizer": optimizer}
+        options |= {"task": task, "checkpoint_dir": checkpoint_dir / "slices"}
         heal_slices(student, teacher, train, slices, epochs=sliced_epochs, lr=sliced_lr, **options)
         whole(epochs=epochs - sliced_epochs, lr=rest_lr, slices=slices)
     else:

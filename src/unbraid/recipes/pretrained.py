@@ -223,7 +223,13 @@ def run_brute_force(request: Request, study: Study) -> dict[str, list[float]]:
 
 
 def run_way(
-    request: Request, profile: list[dict[str, Any]], study: Study, way: str, budget: float, seed: int
+    request: Request,
+    profile: list[dict[str, Any]],
+    study: Study,
+    way: str,
+    budget: float,
+    seed: int,
+    checkpoint_dir: Path,
 ) -> dict[str, Any]:
     """Compress in one way, heal; figures before and after, and as integers."""
     settings: Settings = request.settings
@@ -249,6 +255,7 @@ def run_way(
         rest_lr=settings.rest_lr,
         optimizer=settings.optimizer,
         seed=seed,
+        checkpoint_dir=checkpoint_dir,
     )
     found = {
         "before": judge(model),
@@ -274,7 +281,7 @@ def tasks_of(request: Request, study: Study, circuits: Callable[..., Any]) -> li
         for seed in range(request.seeds):
             arguments = {"way": way, "budget": budget, "seed": seed}
             run = partial(run_way, study=study)
-            tasks.append(Task(_named(way, budget, seed), run, arguments, after=PROFILE, depends=read))
+            tasks.append(Task(_named(way, budget, seed), run, arguments, after=PROFILE, depends=read, resumes=True))
     return tasks
 
 

@@ -80,6 +80,7 @@ class Task:
         seed: whose data it depends on, if any.
         depends: what else decides the result, such as the declaration of a network that ``arguments`` only name; ready
             for JSON.
+        resumes: whether it takes hours: ``run`` then also gets ``checkpoint_dir``, a folder to keep its progress in.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Task:
     after: str | None = None
     seed: int | None = None
     depends: Any = None
+    resumes: bool = False
 
 
 @dataclass(frozen=True)

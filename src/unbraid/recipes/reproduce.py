@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -183,9 +184,12 @@ def _one_task(request: Request, task: Task, given: Any, path: str, problem: str)
                 return content["result"]
         except (FileFormatError, KeyError, TypeError):
             pass  # a damaged or foreign file: the task is run again
+    progress = Path(path).with_suffix(".progress")
+    options = {"checkpoint_dir": progress / problem} if task.resumes else {}
     with one_thread():
-        result = task.run(request, *([] if task.after is None else [given]), **task.arguments)
+        result = task.run(request, *([] if task.after is None else [given]), **task.arguments, **options)
     write_json(path, {"problem": problem, "result": result})
+    shutil.rmtree(progress, ignore_errors=True)
     return result
 
 
