@@ -126,6 +126,8 @@ def test_measured_neurons_stand_between_layers():
         ("2b || 2b", 4, "a joint must be one of"),
         ("2b | rotation | 2b", 4, "a joint must be one of"),
         ("2b | rotation(-1) | 2b", 4, "a joint must be one of"),
+        ("2b | rotation(1 2) | 2b", 4, "a joint must be one of"),
+        ("2b | mean(0) | 2b", 4, "follows the slope of the outcomes' mean"),
         ("2b | weak(0.8;1) | 2b", 4, "a joint must be one of"),
         ("2b | weak(1,2,3) | 2b", 4, "a joint must be one of"),
         ("2b | bn+weak(2) | 2b", 4, "the entangling angle g must be above 0 and at most"),
@@ -252,3 +254,9 @@ def test_frozen_gates_stand_on_qubits_only():
     assert parse_ansatz("cnot", (2, 1)).layers == ((),)  # a missing leg
     with pytest.raises(InvalidInputError, match=r"character 4, cnot needs wires of qubits .* side by side in \(2, 3\)"):
         parse_ansatz("1b+cnot", (2, 3))
+
+
+def test_one_joint_stands_between_two_layers():
+    layers = parse_ansatz("1b+1b", 2).layers
+    with pytest.raises(InvalidInputError, match=r"One joint at most stands between two layers; got positions \[1, 1\]"):
+        Ansatz((2, 2), layers, ((1, "relu"), (1, "mean(0.5)")))

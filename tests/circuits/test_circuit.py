@@ -151,6 +151,14 @@ def test_segments_and_joints_compose_to_the_whole(mirrored):
     assert circuit.num_parameters == 3 * 6 + 3 + 6 - 6 + 2 * 8
 
 
+def test_a_joint_of_means_is_a_sine():
+    joined = Circuit(parse_ansatz("2b | mean(0.5) | 2b", 2), "random")
+    first, second = joined.segments()
+    x = torch.randn(6, 4)
+    torch.testing.assert_close(joined(x), second(torch.sin(torch.pi / 2 * (first(x) / 0.5).clamp(-1, 1))))
+    assert torch.equal(joined(x), joined(x))
+
+
 @pytest.mark.parametrize("joint", ["rotation(0.5)", "bn+rotation(1)", "weak(0.7)", "bn+weak(0.7,0.5)"])
 def test_measurements_between_segments(joint):
     circuit = Circuit(parse_ansatz(f"2b+1b | {joint} | 2b", 3), "random")

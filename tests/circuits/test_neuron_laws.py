@@ -101,3 +101,19 @@ def test_bad_quantumness_is_refused(a):
 def test_bad_couplings_are_refused(g):
     with pytest.raises(InvalidInputError, match="above 0 and at most pi/2"):
         WeakMeasurement(g)
+
+
+def test_unknown_names_and_numbers_out_of_range_are_refused_by_the_laws():
+    z = torch.zeros(2)
+    for law in (polarization, angle):
+        with pytest.raises(InvalidInputError, match="law must be one of"):
+            law(z, 0.5, "cubic")
+        with pytest.raises(InvalidInputError, match="quantumness a must be"):
+            law(z, -0.5)
+    with pytest.raises(InvalidInputError, match="ancilla must be one of"):
+        observed(z, 0.5, "odd")
+    for g in (0.0, 2.0):
+        with pytest.raises(InvalidInputError, match="entangling angle g must be"):
+            observed(z, g)
+        with pytest.raises(InvalidInputError, match="entangling angle g must be"):
+            back_action(z, z, g, torch.ones(2))

@@ -208,3 +208,15 @@ def test_neurons_under_transforms_of_functions(neuron):
     assert set(found.unique().tolist()) <= {-1.0, 1.0}
     slope = torch.func.grad(lambda z: neuron(z).sum())(z)
     assert torch.equal(slope, torch.ones_like(z))
+
+
+def test_weights_of_a_network_with_other_activations_are_loaded():
+    relu = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    generator = torch.Generator().manual_seed(7)
+    measured = nn.Sequential(nn.Linear(3, 4), RotationNeuron(0.5, generator=generator), nn.Linear(4, 2))
+    before = generator.get_state()
+    measured.load_state_dict(relu.state_dict())
+    assert torch.equal(measured[0].weight, relu[0].weight)
+    assert torch.equal(generator.get_state(), before)
+    with pytest.raises(RuntimeError, match=r"Missing key.*2\.bias"):
+        measured.load_state_dict({name: value for name, value in relu.state_dict().items() if name != "2.bias"})

@@ -187,7 +187,7 @@ def test_it_learns_with_the_training_loop_of_all_networks():
     assert history.validation_accuracy[-1] > 0.9
 
 
-@pytest.mark.parametrize("sizes", [(4, 2), 5, "abc", (4, 0, 2), (4, 2.0, 2), ()])
+@pytest.mark.parametrize("sizes", [(4, 2), 5, "abc", (4, 0, 2), (4, 2.0, 2), (), None])
 def test_bad_sizes_are_refused(sizes):
     with pytest.raises(InvalidInputError, match="sizes must be positive integers"):
         NaturalMLP(sizes)
@@ -235,3 +235,26 @@ def test_the_score_is_not_trained_by_the_loss_of_outputs():
 def test_an_unknown_ancilla_is_refused_though_none_is_measured():
     with pytest.raises(InvalidInputError, match="ancilla must be one of"):
         NaturalMLP(SIZES, ancilla="bogus")
+
+
+def test_what_does_not_fit_a_network_is_refused():
+    model, x = network(estimator="score"), inputs()
+    for call in (exact_loss, score_loss):
+        for y, message in (
+            (torch.zeros(5), "class numbers of shape"),
+            (torch.zeros(4, dtype=torch.long), "class numbers of shape"),
+            ([0] * 5, "got list"),
+            (torch.full((5,), 2), "go from 0 to 1; y goes from 2 to 2"),
+        ):
+            with pytest.raises(InvalidInputError, match=message):
+                call(model, x, y)
+    for call in (outcome_law, exact_probabilities):
+        with pytest.raises(InvalidInputError, match="needs a NaturalMLP; got Linear"):
+            call(nn.Linear(4, 2), x)
+        with pytest.raises(
+            InvalidInputError, match=r"x must be a tensor of shape \(samples, 4\), not empty; got .*5, 3"
+        ):
+            call(model, x[:, :3])
+    for shots in (1.5, True, 0):
+        with pytest.raises(InvalidInputError, match="shots must be a positive integer"):
+            score_loss(model, x, torch.zeros(5, dtype=torch.long), shots=shots)

@@ -125,12 +125,27 @@ def test_errors_are_of_rows_with_labels_and_of_shots():
     x, y = data()
     assert errors_together([one], x.float(), y).shape == (1,)
     for arguments, options, message in (
-        ((x, y[:-1]), {}, "y of shape"),
+        ((x, y[:-1]), {}, "class numbers of shape"),
         ((x[:0], y[:0]), {}, "not empty"),
-        ((x[:, :5], y), {}, r"\(n, 12\)"),
+        ((x[:, :5], y), {}, r"\(samples, 12\)"),
         ((x, y), {"shots": 0}, "shots must be a positive integer"),
     ):
         with pytest.raises(InvalidInputError, match=message):
             errors_together([one], *arguments, **options)
     with pytest.raises(InvalidInputError, match="Give a list of NaturalMLP"):
         errors_together(one, x, y)
+
+
+def test_options_and_data_that_a_stack_does_not_take_are_refused():
+    x, y = torch.randn(6, 5), torch.arange(6) % 3
+    networks = [NaturalMLP((5, 4, 3), seed=seed) for seed in range(2)]
+    for data, options, message in (
+        ((x, y), {"loss": lambda model, batch: model(batch[0]).sum()}, "takes no loss and no teacher"),
+        ((x, y), {"teacher": networks[0]}, "takes no loss and no teacher"),
+        ((x, y), {"weight_decay": -1.0}, "weight_decay must be a number, at least 0"),
+        ((x, y.float()), {}, "y must be class numbers"),
+        ([x], {}, r"train_data of a stack must be \(x, y\)"),
+        ((x, y), {"validation_data": (x[:, :2], y)}, "x must be a tensor"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            train_together(networks, data, epochs=1, lr=1e-2, **options)

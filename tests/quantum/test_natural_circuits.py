@@ -168,7 +168,7 @@ def test_what_is_no_circuit_is_refused():
             run_natural(network, x, aer, **options)
     with pytest.raises(InvalidInputError, match="form must be one of 'parallel', 'sequential'"):
         natural_circuit(NaturalMLP(SIZES), form="layers")
-    with pytest.raises(InvalidInputError, match="Circuits are made of a NaturalMLP; got Linear"):
+    with pytest.raises(InvalidInputError, match="needs a NaturalMLP; got Linear"):
         natural_circuit(torch.nn.Linear(2, 2))
     with pytest.raises(InvalidInputError, match="measured once, at their end"):
         run_natural(NaturalMLP(SIZES), x, AerExecutor(mitigate_readout=True))

@@ -52,6 +52,7 @@ def test_every_setting_and_control_is_there(made):
         "ensemble",
         "tanh",
         "tanh, dropout 0.1",
+        "signs, dropout 0.1",
     }
     for row in made[0]["rows"]:
         assert all(0 <= value <= 1 for value in row["values"])
@@ -125,7 +126,9 @@ def test_noise_is_an_ancilla_that_tells_as_little():
 
 def test_networks_of_a_seed_start_from_the_same_weights():
     sizes, seed = (5, 4, 3), 7
-    tanh = natural_runs._float_network(sizes, 0.1, seed)
+    tanh = natural_runs._plain_network(sizes, "tanh", 0.1, seed)
     start = NaturalMLP(sizes, a=0.5, seed=seed)
     assert torch.equal(tanh[0].weight, start.layers[0].weight)
     assert [type(part).__name__ for part in tanh] == ["Linear", "Tanh", "Dropout", "Linear"]
+    signs, x = natural_runs._plain_network(sizes, "signs", 0.1, seed).eval(), torch.randn(6, 5)
+    assert torch.equal(signs(x).log_softmax(-1), NaturalMLP(sizes, seed=seed)(x))

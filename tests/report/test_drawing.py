@@ -87,3 +87,14 @@ def test_wires_say_their_dimension(dims: tuple[int, ...], label: str) -> None:
 def test_wide_as_it_is_deep() -> None:
     widths = [float(str(ET.fromstring(draw_circuit(scaffold(4, depth))).get("width"))) for depth in (5, 50, 500)]
     assert widths[2] - widths[1] == pytest.approx(10 * (widths[1] - widths[0]))
+
+
+@pytest.mark.parametrize("wires", [1, 2, 3, 6])
+@pytest.mark.parametrize("joint", ["relu", "bn+relu", "bn+weak(1.0996,0.25)"])
+def test_the_name_of_a_joint_is_no_longer_than_its_bar(wires: int, joint: str) -> None:
+    svg = draw_circuit(parse_ansatz(f"1b | {joint} | 1b", wires))
+    (found,) = [group for group in ET.fromstring(svg).iter(f"{SVG}g") if group.get("class") == "joint"]
+    (bar,), (text,) = found.findall(f"{SVG}rect"), found.findall(f"{SVG}text")
+    size = float(re.sub(r"font-size:|px", "", text.get("style", "font-size:12px")))
+    assert 0.5 * size * len(str(text.text)) < float(str(bar.get("height")))
+    assert size >= 4 or wires == 1

@@ -72,6 +72,9 @@ class Ansatz:
             make_joint(name, 1, device="meta")  # refuses what is none
             if not 0 < position < len(self.layers):
                 raise InvalidInputError(f"The joint {name!r} must stand between two layers; got position {position}.")
+        places = [position for position, _ in self.joints]
+        if len(set(places)) < len(places):
+            raise InvalidInputError(f"One joint at most stands between two layers; got positions {places}.")
 
     @property
     def dimension(self) -> int:
@@ -176,9 +179,9 @@ def parse_ansatz(text: str, wires: int | Sequence[int]) -> Ansatz:
     ``layer ("+" layer)*``, layer 1 next to the core. A layer is ``1b`` ... ``6b`` (trainable gates on that many wires),
     ``cnot``, ``cz``, ``swap``, ``h``, ``x`` or ``z`` (fixed). Rows of gates on several wires alternate, even first;
     ``@odd`` or ``@even`` pins one (``cnot@odd``); an odd row is shifted as far as one gate still fits: on two wires,
-    not at all. ``5*(cnot+1b)`` repeats. ``| relu |``, ``| bn+relu |`` and measured neurons, ``| rotation(a) |`` and
-    ``| weak(g) |``, stand between segments, not within a repetition (:mod:`unbraid.circuits.joints`). An empty text is
-    no circuit.
+    not at all. ``5*(cnot+1b)`` repeats. ``| relu |``, ``| bn+relu |``, ``| mean(a) |`` and measured neurons,
+    ``| rotation(a) |`` and ``| weak(g) |``, stand between segments, not within a repetition
+    (:mod:`unbraid.circuits.joints`). An empty text is no circuit.
 
     Fixed gates stand on qubits: those that would touch a wire of dimension 1, 3, 5 or another that is no power of two
     are left out.
@@ -234,7 +237,7 @@ class _Parser:
             kind, word, position = self.tokens[self.cursor]
             if kind != "joint":
                 raise self.error(position, "expected '+' or a joint such as '| relu |'")
-            name = re.sub(r"\s", "", word.strip("|"))
+            name = re.sub(r"\s*([+(),])\s*", r"\1", word.strip("|").strip())
             try:
                 make_joint(name, 1, device="meta")
             except InvalidInputError as error:

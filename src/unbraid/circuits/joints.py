@@ -1,8 +1,9 @@
 """What stands between the segments of a circuit: vectors are read out, changed, and go on.
 
-Joints are written as ``relu``, ``rotation(a)``, ``weak(g)`` or ``weak(g,a)``, each with ``bn+`` in front if a batch
-normalisation comes first. The last three measure: each entry of the vector is the input of a neuron qubit, whose
-outcome +1 or -1 goes on (:mod:`unbraid.circuits.neurons`).
+Joints are written as ``relu``, ``mean(a)``, ``rotation(a)``, ``weak(g)`` or ``weak(g,a)``, each with ``bn+`` in front
+if a batch normalisation comes first. The last three measure: each entry of the vector is the input of a neuron qubit,
+whose outcome +1 or -1 goes on (:mod:`unbraid.circuits.neurons`). ``mean(a)`` passes the mean of ``rotation(a)`` on, a
+sine of entries up to ``a``: what that would do without a measurement.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ import re
 import torch
 from torch import Tensor, nn
 
-from unbraid.circuits.neurons import RotationNeuron, WeakMeasurement
+from unbraid.circuits.neurons import Estimator, RotationNeuron, WeakMeasurement
 from unbraid.ground.errors import InvalidInputError
 
-EXAMPLES = ("relu", "bn+relu", "rotation(0.5)", "bn+rotation(0.5)", "weak(0.8)", "bn+weak(0.8,0.5)")
+EXAMPLES = ("relu", "bn+relu", "rotation(0.5)", "bn+rotation(0.5)", "weak(0.8)", "bn+weak(0.8,0.5)", "mean(0.5)")
 
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
 _JOINT = re.compile(
-    rf"(?P<norm>bn\+)?(?:relu|rotation\((?P<a>{_NUMBER})\)|weak\((?P<g>{_NUMBER})(?:,(?P<weak_a>{_NUMBER}))?\))"
+    rf"(?P<norm>bn\+)?(?:relu|(?P<kind>rotation|mean)\((?P<a>{_NUMBER})\)"
+    rf"|weak\((?P<g>{_NUMBER})(?:,(?P<weak_a>{_NUMBER}))?\))"
 )
 
 
@@ -63,7 +65,8 @@ def make_joint(
         raise InvalidInputError(f"A joint must be one of {', '.join(EXAMPLES)}; got {name!r}.")
     activation: nn.Module = nn.ReLU()
     if match["a"] is not None:
-        activation = RotationNeuron(float(match["a"]))
+        estimator: Estimator = "mean_field" if match["kind"] == "mean" else "ste"
+        activation = RotationNeuron(float(match["a"]), estimator=estimator)
     elif match["g"] is not None:
         activation = WeakMeasurement(float(match["g"]), a=float(match["weak_a"] or 0))
     if match["norm"] is None:

@@ -84,6 +84,12 @@ def check_law(law: str) -> None:
     require_choice(law, LAWS, "law")
 
 
+def _check(a: Number, law: str) -> None:
+    check_law(law)
+    if not isinstance(a, Tensor):
+        check_quantumness(a)
+
+
 def signs(z: Tensor) -> Tensor:
     """+1 or -1; of 0 it is +1, and of what is not finite NaN."""
     found = (z >= 0).to(z.dtype).mul_(2).sub_(1)  # several times faster than torch.where of two numbers
@@ -107,7 +113,11 @@ def polarization(z: Tensor, a: Number, law: Law = "linear") -> Tensor:
         a: quantumness, or a tensor of several that broadcasts.
         law: "linear", m = sin(pi/2 clip(z/a, -1, 1)); or "arcsine", m = clip(z/a, -1, 1), which at a = 1 is the
             stochastic sign of Courbariaux et al., arXiv:1602.02830.
+
+    Raises:
+        InvalidInputError: if the quantumness is a number out of range, or the law unknown.
     """
+    _check(a, law)
     inner = _reduced(z, a)
     return torch.sin(FULL * inner) if law == "linear" else inner
 
@@ -119,7 +129,11 @@ def angle(z: Tensor, a: Number, law: Law = "linear") -> Tensor:
         z: inputs, any shape.
         a: quantumness, or a tensor of several that broadcasts.
         law: "linear", theta = pi/2 (1 + clip(z/a, -1, 1)); or "arcsine", 2 arcsin sqrt((1 + clip(z/a, -1, 1)) / 2).
+
+    Raises:
+        InvalidInputError: as of :func:`polarization`.
     """
+    _check(a, law)
     inner = _reduced(z, a)
     return FULL * (1 + inner) if law == "linear" else 2 * torch.asin(torch.sqrt((1 + inner) / 2))
 
@@ -195,9 +209,15 @@ def observed(m: Tensor, g: Number | None, ancilla: Ancilla = "symmetric") -> Ten
         ancilla: "symmetric", prepared by RY(pi/2 - g): m sin(g), a channel that flips with probability
             (1 - sin g) / 2. "asymmetric", not prepared: (1 + m) sin(g)^2 - 1, which takes +1 for -1, never the other
             way round.
+
+    Raises:
+        InvalidInputError: if the ancilla is unknown, or the angle a number out of range.
     """
+    require_choice(ancilla, ANCILLAS, "ancilla")
     if g is None:
         return m
+    if not isinstance(g, Tensor):
+        check_coupling(g)
     sine = torch.sin(g) if isinstance(g, Tensor) else math.sin(g)
     return m * sine if ancilla == "symmetric" else (1 + m) * sine**2 - 1
 
@@ -213,6 +233,10 @@ def back_action(m: Tensor, x: Tensor, g: float, outcome: Tensor) -> tuple[Tensor
 
     Returns:
         The same two afterwards: (m + s sin g) / (1 + s m sin g) and x cos g / (1 + s m sin g).
+
+    Raises:
+        InvalidInputError: if the angle is out of range.
     """
+    check_coupling(g)
     chance = 1 + outcome * m * math.sin(g)  # twice that of the outcome
     return (m + outcome * math.sin(g)) / chance, x * math.cos(g) / chance

@@ -157,6 +157,15 @@ class Neuron(nn.Module):
         """Set the generator's state."""
         set_state(self.generator, state)
 
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str], *others: Any
+    ) -> None:
+        """A state without that of a generator, as of a network with other activations, leaves the generator alone."""
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *others)
+        key = f"{prefix}_extra_state"
+        if key in missing_keys:
+            missing_keys.remove(key)
+
     def __getstate__(self) -> dict[str, Any]:
         """What the last outcomes were like is not copied."""
         return self.__dict__ | {"log_probability": None}

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from unbraid.circuits.neurons import Neuron
 from unbraid.ground.errors import InvalidInputError
-from unbraid.natural.network import NaturalMLP
+from unbraid.natural.network import NaturalMLP, check_rows
 
 LARGEST = 16  # qubits
 
@@ -28,8 +28,9 @@ def outcome_law(network: NaturalMLP, x: Tensor) -> tuple[Tensor, Tensor]:
         The first neuron of the first layer is the most significant digit of the row, and lower levels come first.
 
     Raises:
-        InvalidInputError: if the network is too large.
+        InvalidInputError: if the network is too large, or ``x`` does not fit it.
     """
+    check_rows(network, x)
     qubits = network.bits * sum(network.sizes[1:-1])
     if qubits > LARGEST:
         raise InvalidInputError(
@@ -58,6 +59,7 @@ def exact_probabilities(network: NaturalMLP, x: Tensor) -> Tensor:
 
 def exact_loss(network: NaturalMLP, x: Tensor, y: Tensor) -> Tensor:
     """The mean cross entropy of single shots, averaged over all outcomes; its gradient is the exact one."""
+    check_rows(network, x, y)
     chance, z = outcome_law(network, x)
     losses = cross_entropy(z.flatten(0, 1), y.repeat(len(z)), reduction="none").reshape(chance.shape)
     return (chance * losses).sum(0).mean()

@@ -204,6 +204,43 @@ def _neuron(
     return WeakMeasurement(g, a=a, law=law, ancilla=ancilla, estimator=estimator, generator=generator)
 
 
+def check_network(network: NaturalMLP) -> None:
+    """Refuse what is none.
+
+    Raises:
+        InvalidInputError: saying what it is.
+    """
+    if not isinstance(network, NaturalMLP):
+        raise InvalidInputError(f"This needs a NaturalMLP; got {type(network).__name__}.")
+
+
+def check_rows(network: NaturalMLP, x: Tensor, y: Tensor | None = None) -> None:
+    """Refuse rows that do not fit a network, or labels that do not fit the rows.
+
+    Raises:
+        InvalidInputError: naming the shapes.
+    """
+    check_network(network)
+    if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != network.sizes[0] or not len(x):
+        raise InvalidInputError(
+            f"x must be a tensor of shape (samples, {network.sizes[0]}), not empty; got {_shape_of(x)}."
+        )
+    if y is None:
+        return
+    whole = isinstance(y, Tensor) and not y.is_floating_point() and not y.is_complex() and y.dtype != torch.bool
+    if not whole or y.shape != x.shape[:1]:
+        raise InvalidInputError(f"y must be class numbers of shape ({len(x)},); got {_shape_of(y)}.")
+    if not 0 <= int(y.min()) <= int(y.max()) < network.sizes[-1]:
+        raise InvalidInputError(
+            f"Class numbers of this network go from 0 to {network.sizes[-1] - 1}; y goes from {int(y.min())} to "
+            f"{int(y.max())}."
+        )
+
+
+def _shape_of(value: object) -> str:
+    return f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
 def check_shots(shots: int) -> int:
     """Refuse what is no number of shots.
 
@@ -216,7 +253,8 @@ def check_shots(shots: int) -> int:
 
 
 def _checked_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(sizes, (int, str)) or len(sizes) < 3 or not all(type(size) is int and size > 0 for size in sizes):
+    listed = isinstance(sizes, Sequence) and not isinstance(sizes, str) and len(sizes) >= 3
+    if not listed or not all(type(size) is int and size > 0 for size in sizes):
         raise InvalidInputError(
             f"sizes must be positive integers, inputs, at least one hidden width, classes; got {sizes!r}. Try "
             "(196, 64, 64, 10)."

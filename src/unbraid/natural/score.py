@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from unbraid.circuits.neurons import Neuron
 from unbraid.ground.errors import InvalidInputError
-from unbraid.natural.network import NaturalMLP
+from unbraid.natural.network import NaturalMLP, check_rows, check_shots
 
 
 def score_loss(network: NaturalMLP, x: Tensor, y: Tensor, *, shots: int = 8) -> Tensor:
@@ -28,11 +28,12 @@ def score_loss(network: NaturalMLP, x: Tensor, y: Tensor, *, shots: int = 8) -> 
         shots: two or more.
 
     Raises:
-        InvalidInputError: for another estimator, or a single shot.
+        InvalidInputError: for another estimator, a single shot, or rows and labels that do not fit.
     """
+    check_rows(network, x, y)
     if network.estimator != "score":
         raise InvalidInputError(f"score_loss needs estimator='score'; this network has {network.estimator!r}.")
-    if shots < 2:
+    if check_shots(shots) < 2:
         raise InvalidInputError(f"The baseline is the mean of the other shots: take 2 or more; got {shots}.")
     z = network.each_shot(x, shots)
     losses = cross_entropy(z.flatten(0, 1), y.repeat(shots), reduction="none").reshape(shots, -1)

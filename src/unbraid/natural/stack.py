@@ -27,7 +27,7 @@ from unbraid.circuits.neurons import (
     uniforms,
 )
 from unbraid.ground.errors import InvalidInputError
-from unbraid.natural.network import BinaryLinear, NaturalMLP, averaged, binarized, check_shots
+from unbraid.natural.network import BinaryLinear, NaturalMLP, averaged, binarized, check_rows, check_shots
 from unbraid.nn import History, heal
 
 _ENTRIES = 2**18  # of a layer in an evaluation, at once: they stay in a core's cache
@@ -183,11 +183,20 @@ def train_together(
         InvalidInputError: as of :class:`NaturalStack` and :func:`unbraid.heal`.
     """
     stack = NaturalStack(networks)
+    if options.keys() & {"loss", "teacher"}:
+        raise InvalidInputError("A stack is trained by the cross entropy: it takes no loss and no teacher.")
+    for name in ("train_data", "validation_data"):
+        data = train_data if name == "train_data" else options.get(name)
+        if data is None and name == "validation_data":
+            continue
+        if not isinstance(data, (tuple, list)) or len(data) != 2:
+            raise InvalidInputError(f"{name} of a stack must be (x, y); got {type(data).__name__}.")
+        check_rows(networks[0], *data)
     if options.get("optimizer") == "soap":
         raise InvalidInputError("SOAP would mix the networks of a stack. Take 'adam', or train them one by one.")
     if options.get("optimizer", "adam") == "adam":
         # fused: one pass over the memory of all weights, where Adam by default takes ten
-        decay = options.pop("weight_decay", 0.0)
+        decay = options.get("weight_decay", 0.0)
         options["optimizer"] = lambda parameters: torch.optim.Adam(parameters, lr, weight_decay=decay, fused=True)
     history = heal(stack, train_data, epochs=epochs, lr=lr, loss=summed_loss, **options)
     stack.write_back()
@@ -213,11 +222,7 @@ def errors_together(networks: Sequence[NaturalMLP], x: Tensor, y: Tensor, *, sho
     """
     stack = NaturalStack(networks)
     shots = check_shots(stack.shots if shots is None else shots)
-    if x.dim() != 2 or x.shape[1] != networks[0].sizes[0] or len(x) != len(y) or not len(x):
-        raise InvalidInputError(
-            f"x must be of shape (n, {networks[0].sizes[0]}) and y of shape (n,), not empty; got {tuple(x.shape)} and "
-            f"{tuple(y.shape)}."
-        )
+    check_rows(networks[0], x, y)
     x = x.to(stack.weights[0].dtype)
     wrong = torch.zeros(len(stack), device=x.device)
     size = max(1, _ENTRIES // (len(stack) * max(networks[0].sizes[1:-1]) * shots))

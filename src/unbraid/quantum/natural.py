@@ -38,7 +38,7 @@ from unbraid.ground.errors import InvalidInputError, require_choice, require_fin
 from unbraid.ground.manifest import hash_tensors
 from unbraid.ground.random import stream
 from unbraid.natural import BinaryLinear, NaturalMLP
-from unbraid.natural.network import averaged, check_shots
+from unbraid.natural.network import averaged, check_network, check_rows, check_shots
 from unbraid.quantum.execute import TorchExecutor
 from unbraid.quantum.samplers import SamplerExecutor
 
@@ -89,8 +89,8 @@ def natural_circuit(network: NaturalMLP, *, form: Form = "parallel") -> QuantumC
     widths = [bits * width for width in network.sizes[1:-1]]
     if max(widths) > WIDEST:
         raise InvalidInputError(
-            f"A switch over n outcomes has 2^n cases: a circuit takes layers of at most {WIDEST} qubits; this network "
-            f"has one of {max(widths)}. Take form='layers'."
+            f"A register of n qubits has 2^n outcomes to switch over or to count: a circuit takes layers of at most "
+            f"{WIDEST} qubits; this network has one of {max(widths)}. Take run_natural(..., form='layers')."
         )
     weak = network.neurons[0].g is not None
     places = max(widths) if form == "parallel" else bits
@@ -240,9 +240,7 @@ def run_natural(
     require_choice(form, FORMS, "form")
     _check(network)
     shots = check_shots(network.shots if shots is None else shots)
-    if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != network.sizes[0] or not len(x):
-        came = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise InvalidInputError(f"x must be a tensor of shape (samples, {network.sizes[0]}), not empty; got {came}.")
+    check_rows(network, x)
     if not isinstance(executor, (SamplerExecutor, TorchExecutor)):
         raise InvalidInputError(f"executor must be one of unbraid.quantum, such as AerExecutor(); got {executor!r}.")
     like = next(network.parameters())
@@ -350,8 +348,7 @@ def _told(network: NaturalMLP) -> tuple[float | str | int | None, ...]:
 
 
 def _check(network: NaturalMLP) -> None:
-    if not isinstance(network, NaturalMLP):
-        raise InvalidInputError(f"Circuits are made of a NaturalMLP; got {type(network).__name__}.")
+    check_network(network)
     if network.estimator == "mean_field":
         raise InvalidInputError(
             "With estimator='mean_field' nothing is measured: there is no circuit of it. Take with_neurons(a=..., "

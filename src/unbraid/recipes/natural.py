@@ -292,7 +292,7 @@ def _joint_rows(settings: Settings, data: str, found: Sequence[Any]) -> list[Row
     rows = []
     for joint in JOINTS:
         errors = {str(count): _column(found, joint, str(count)) for count in settings.shots}
-        kind = "hybrid" if "=" in joint else "control"
+        kind = "hybrid" if joint.startswith(("rotation", "weak")) else "control"
         rows.append(
             _row(
                 "joints",

@@ -17,7 +17,7 @@ from torch.nn.functional import avg_pool2d
 
 from unbraid.circuits.neuron_laws import FULL
 from unbraid.ground.random import isolated, stream
-from unbraid.natural import NaturalMLP, NaturalStack, errors_together, train_together
+from unbraid.natural import NaturalMLP, NaturalStack, RotationNeuron, errors_together, train_together
 from unbraid.nn import Architecture, TensorLayer, accuracy, heal
 from unbraid.nn.modes import keeping_modes
 from unbraid.recipes.datasets import load_dataset
@@ -34,6 +34,8 @@ JOINTS = {
     "rotation, a = 0": "| bn+rotation(0) |",
     "rotation, a = 0.5": "| bn+rotation(0.5) |",
     "rotation, a = 1": "| bn+rotation(1) |",
+    "means of a = 0.5": "| bn+mean(0.5) |",
+    "means of a = 1": "| bn+mean(1) |",
     "weak, g = 0.7 pi/2": f"| bn+weak({0.7 * FULL:.4f}) |",
 }
 
@@ -53,7 +55,7 @@ class Settings:
         lr: peak learning rate.
         batch_size: images.
         ensemble: classical networks that are averaged.
-        dropout: rates of the float networks with dropout.
+        dropout: rates of the networks with dropout, float and of signs.
         bits: qubits of neurons of more than one.
         bits_a: quantumness of those.
         bits_seeds: networks a setting, at most.
@@ -188,12 +190,13 @@ def run_curves(request: Request, seed: int) -> dict[str, Any]:
     found["uncertainty"] = {name: float(network.uncertainty(x)) for name, network in trained.items()}
     ensemble = NaturalStack([classical, *others])
     controls = {"ensemble": {part: _ensemble_error(ensemble, data[part]) for part in PARTS}}
-    for rate in (0.0, *settings.dropout):
-        network = _float_network(sizes, rate, seed)
-        heal(network, data["train"], scheduler="cosine", **run)
-        controls[f"tanh, dropout {rate:g}" if rate else "tanh"] = {
-            part: 1 - accuracy(network, *data[part]) for part in PARTS
-        }
+    for activation, rates in (("tanh", (0.0, *settings.dropout)), ("signs", settings.dropout)):
+        for rate in rates:
+            network = _plain_network(sizes, activation, rate, seed)
+            heal(network, data["train"], scheduler="cosine", **run)
+            controls[f"{activation}, dropout {rate:g}" if rate else activation] = {
+                part: 1 - accuracy(network, *data[part]) for part in PARTS
+            }
     return {**found, "controls": controls}
 
 
@@ -227,13 +230,14 @@ def _ensemble_error(stack: NaturalStack, part: Part) -> float:
     return float((stack(x, 1).logsumexp(0).argmax(-1) != y).float().mean())
 
 
-def _float_network(sizes: Sequence[int], dropout: float, seed: int) -> nn.Module:
-    """Of tanh and real numbers, from the weights that the others start from."""
+def _plain_network(sizes: Sequence[int], activation: str, dropout: float, seed: int) -> nn.Module:
+    """Of tanh or signs, and dropout, from the weights that the others start from."""
     start = NaturalMLP(sizes, seed=seed)
     first, *others = start.layers
     parts: list[nn.Module] = [first]
     for layer in others:
-        parts += [nn.Tanh(), *([nn.Dropout(dropout)] if dropout else []), layer]
+        parts.append(nn.Tanh() if activation == "tanh" else RotationNeuron(0))
+        parts += [*([nn.Dropout(dropout)] if dropout else []), layer]
     return nn.Sequential(*parts)
 
 
@@ -327,7 +331,7 @@ def run_full(request: Request, seed: int) -> dict[str, Any]:
         "seed": seed,
     }
     train_together(list(networks.values()), parts["train"], scheduler="cosine", **run)
-    network = _float_network(sizes, 0.0, seed)
+    network = _plain_network(sizes, "tanh", 0.0, seed)
     heal(network, parts["train"], scheduler="cosine", **run)
     tanh = {part: 1 - accuracy(network, *parts[part]) for part in PARTS}
     return {"trained": _judged(networks, parts, settings.shots), "tanh": tanh}

@@ -108,7 +108,8 @@ def _controls(rows: Sequence[Row], settings: Settings) -> Section:
         note=(
             "Read at a = 0: trained with superposition, tested without. Mean field: means are passed on, nothing is "
             f"sampled. Classical, read at a: trained without, tested at S = {settings.shots[-1]}. Ensemble: "
-            f"{settings.ensemble} classical networks, softmax averaged. tanh: float networks of the same sizes."
+            f"{settings.ensemble} classical networks, softmax averaged. tanh: float networks of the same sizes. "
+            "Signs, dropout: the classical limit, trained with dropout."
         ),
     )
 
@@ -188,7 +189,8 @@ def _joints(rows: Sequence[Row], settings: Settings) -> Section:
         heading="Measured neurons in place of ReLU",
         note=(
             "Test error of a layer of circuits around an operator of bond 4, each circuit of two segments, and a "
-            "linear head; there is no other nonlinearity. Batch normalisation comes before the neurons. "
+            "linear head; there is no other nonlinearity. Batch normalisation comes before neurons and before means, "
+            "which are those of the rotations' outcomes, passed on without a measurement. "
             f"{counted(len(rows[0]['values']), 'seed')}; {settings.joint_epochs[0]} epochs of the digits, "
             f"{settings.joint_epochs[1]} of {settings.joint_images:,} MNIST images at 16 x 16; one learning rate for "
             "all."

@@ -11,9 +11,10 @@ from unbraid.circuits.ansatz import Gate, Layer
 
 _COLUMN, _ROW, _LEFT, _TOP = 56, 40, 58, 26  # pixels
 _BOX = 46
+_FONT = 12
 _JOINT_TEXT = {"relu": "ReLU", "bn+relu": "batch norm, ReLU"}
 _STYLE = (
-    "text{font:12px system-ui,sans-serif;fill:#1a1a1a;text-anchor:middle;dominant-baseline:central}"
+    f"text{{font:{_FONT}px system-ui,sans-serif;fill:#1a1a1a;text-anchor:middle;dominant-baseline:central}}"
     ".wire{stroke:#777;stroke-width:1.2}.thin{stroke-dasharray:2 4}"
     ".gate rect{fill:#dceaf5;stroke:#0072B2;stroke-width:1.2}.fixed rect{fill:#eee;stroke:#595959}"
     ".link{stroke:#1a1a1a;stroke-width:1.4;fill:none}.dot{fill:#1a1a1a}.target{fill:#fff;stroke:#1a1a1a;stroke-width:1.4}"
@@ -133,7 +134,10 @@ def _gate(ansatz: Ansatz, gate: Gate, column: int, layer: int) -> str:
 def _joint(name: str, column: int, wires: int) -> str:
     x, top, bottom = _x(column), _TOP - 20, _y(wires - 1) + 20
     text = escape(_JOINT_TEXT.get(name, name) if wires > 2 else name)
-    size = "" if wires > 1 else ' style="font-size:8px"'
+    fits = (bottom - top - 6) / (
+        0.55 * len(text)
+    )  # pixels of a letter's height at which the text is as long as the bar
+    size = "" if fits >= _FONT else f' style="font-size:{fits:.3g}px"'
     return (
         f'<g class="joint"><rect x="{x - 10}" y="{top}" width="20" height="{bottom - top}" rx="3"/>'
         f'<text transform="translate({x} {(top + bottom) / 2:g}) rotate(-90)"{size}>{text}</text></g>'
