@@ -470,3 +470,25 @@ def test_soap_learns_an_ill_conditioned_layer_in_fewer_steps_than_adam():
 def test_an_unknown_optimizer_is_refused():
     with pytest.raises(InvalidInputError, match="optimizer must be one of 'adam', 'soap'"):
         heal(network(), data(), epochs=1, lr=0.1, optimizer="sgd")
+
+
+def test_batches_of_a_list_and_teachers_that_do_not_fit_are_refused():
+    model = nn.Linear(4, 3)
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    for data, options, message in (
+        ([(x, y), (x, y + 1)], {}, "labels of train_data go from 0 to 3"),
+        ([(x, y.float())], {}, "train_data must have class numbers"),
+        ([(x[:, :2], y)], {}, "The model cannot run on train_data of shape"),
+        ((x, y), {"teacher": nn.Linear(4, 5)}, r"The teacher must put out what the model does, \(2, 3\); got \(2, 5\)"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            heal(model, data, epochs=1, lr=0.1, **options)
+    with pytest.raises(InvalidInputError, match="on the meta device"):
+        heal(nn.Linear(4, 3, device="meta"), (x, y), epochs=1, lr=0.1, loss=lambda m, batch: m(batch[0]).sum())
+
+
+def test_a_validation_loss_that_is_no_number_ends_a_healing():
+    model, x = nn.Linear(4, 3), torch.randn(6, 4)
+    validation = [(x * torch.nan, torch.zeros(6, dtype=torch.long))]
+    with pytest.raises(DidNotConvergeError, match="validation loss became nan in epoch 0"):
+        heal(model, (x, torch.arange(6) % 3), validation, epochs=2, lr=0.1)

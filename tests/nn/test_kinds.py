@@ -12,11 +12,15 @@ from unbraid.nn import (
     MPOEmbedding,
     MPOLinear,
     describe_status,
+    disentangle_layers,
     get_layer_status,
+    input_moments,
     load_pretrained,
     match_layers,
     merge_back,
+    quantize,
     save_pretrained,
+    scan,
     tensorize,
 )
 
@@ -107,7 +111,7 @@ def test_the_places_of_a_kernel_can_be_a_site():
     layer = tensorize(conv, "", sites="kernel", max_bond=4)
     assert (layer.mpo.out_dims[-1], layer.mpo.in_dims[-1]) == (1, 9)
     assert layer.mpo.shape == (32, 144)
-    with pytest.raises(InvalidInputError, match="'kernel' \\(of convolutions\\)"):
+    with pytest.raises(InvalidInputError, match="'kernel' is for convolutions, and this is none"):
         tensorize(nn.Linear(4, 4), sites="kernel")
 
 
@@ -169,6 +173,7 @@ def test_conv1d_of_transformers_becomes_a_linear_operator():
     layer = tensorize(model.wide)
     assert isinstance(layer, MPOLinear)
     assert torch.allclose(layer(x), model.wide(x), atol=1e-5)
+    pytest.importorskip("transformers")
     assert torch.allclose(merge_back(layer)(x), model.wide(x), atol=1e-5)
 
 
@@ -309,3 +314,131 @@ def test_the_name_of_conv1d_is_that_of_transformers():
     transformers = pytest.importorskip("transformers.pytorch_utils")
     layer = transformers.Conv1D(6, 4)
     assert isinstance(tensorize(layer), MPOLinear)
+
+
+class Tripled(nn.Linear):
+    def forward(self, x):
+        return nn.functional.linear(x, 3 * self.weight, self.bias)
+
+
+class Scaled(nn.Embedding):
+    def forward(self, index):
+        return 5 * super().forward(index)
+
+
+class Standardised(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight - weight.mean(), bias)
+
+
+class Named(nn.Linear):
+    """Of another name alone."""
+
+
+@pytest.mark.parametrize("layer", [Tripled(4, 3), Scaled(6, 4), Standardised(2, 3, 3)])
+def test_layers_with_a_forward_of_their_own_are_left_alone(layer):
+    model = nn.ModuleDict({"own": layer, "named": Named(4, 3)})
+    assert list(match_layers(model, ".*")) == list(match_layers(model, "all-linear")) == ["named"]
+    assert isinstance(tensorize(model, ["named"])["named"], MPOLinear)
+    with pytest.raises(InvalidInputError, match=f"'own' is a {type(layer).__name__}, whose forward is its own"):
+        tensorize(model, ["own"])
+
+
+def test_operators_are_not_replaced_again():
+    model = tensorize(nn.Sequential(nn.Linear(4, 4)))
+    with pytest.raises(InvalidInputError, match=r"'0' is an operator already: merge_back"):
+        tensorize(model)
+    with pytest.raises(InvalidInputError, match="model must be a network"):
+        tensorize(None)
+
+
+def test_lazy_layers_and_weights_of_eight_bits_have_no_numbers():
+    with pytest.raises(InvalidInputError, match="Run the model once"):
+        tensorize(nn.Sequential(nn.LazyLinear(4)))
+    model = nn.Sequential(nn.Linear(4, 4).to(torch.float8_e4m3fn))
+    for call in (tensorize, scan, lambda each: quantize(each, "all-linear")):
+        with pytest.raises(InvalidInputError, match=r"'0' has a weight of torch\.float8_e4m3fn: quantised"):
+            call(model)
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_hooks_stay_with_their_layer(inplace):
+    model, x, seen = nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 4), []
+    handle = model[0].register_forward_hook(lambda _, inputs, output: 2 * output)
+    model[0].register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    wanted = model(x)
+    found = tensorize(model, inplace=inplace)
+    assert torch.allclose(found(x), wanted, atol=1e-5)
+    assert seen == [{}, {}]
+    handle.remove()
+    assert torch.allclose(model(x), wanted / 2, atol=1e-5)
+    reparametrised = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 4)))
+    assert torch.allclose(tensorize(reparametrised)(x), reparametrised(x), atol=1e-5)
+
+
+def test_parameters_lie_in_order():
+    model = tensorize(nn.Sequential(nn.Linear(24, 36), nn.Linear(36, 6)), max_bond=4)
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
+    assert nn.utils.parameters_to_vector(model.parameters()).numel() == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("weight", "bias"), [(True, False), (False, True), (False, False)])
+def test_what_is_frozen_of_a_layer_stays_so(weight, bias):
+    layer = nn.Linear(8, 8)
+    layer.weight.requires_grad_(weight)
+    layer.bias.requires_grad_(bias)
+    operator = tensorize(layer, sites="qubits", max_bond=2)
+    around = disentangle_layers(operator, "", 1, max_sweeps=1)
+    for found in (operator, around):
+        assert found.bias.requires_grad == bias
+        assert {p.requires_grad for name, p in found.named_parameters() if name != "bias"} == {weight}
+
+
+def test_conv1d_comes_back(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, n_positions=16)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    tokens = torch.arange(8)[None]
+    wanted = model(tokens).logits
+    before = torch.get_rng_state()
+    operators = tensorize(model, ["c_attn", "c_proj"], sites="qubits")
+    save_pretrained(operators, tmp_path / "operators")
+    loaded = load_pretrained(tmp_path / "operators")
+    around = disentangle_layers(loaded, ["attn.c_proj"], 1, core_bond=16, max_sweeps=1)
+    for network in (operators, loaded, around):
+        plain = merge_back(network)
+        torch.testing.assert_close(plain(tokens).logits, network(tokens).logits, atol=1e-4, rtol=1e-4)
+        assert type(plain.transformer.h[0].attn.c_proj).__name__ == "Conv1D"
+    assert torch.equal(torch.get_rng_state(), before)
+    save_pretrained(merge_back(operators), tmp_path / "plain")
+    torch.testing.assert_close(load_pretrained(tmp_path / "plain")(tokens).logits, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_shared_bias_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].bias = model[0].bias
+    with pytest.raises(InvalidInputError, match="Layer '0' shares its bias with '1'"):
+        tensorize(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"layer_options": {"0": 3}}, "layer_options must map names to options"),
+        ({"layer_options": 5}, "layer_options must map layers to options"),
+        ({"layer_options": {5: {}}}, "layer_options must map names to options"),
+        ({"sites": ((4, "a"), (4, 4))}, "out_dims must be positive integers"),
+        ({"moments": {"0": torch.eye(16)}}, "must be InputMoments; got Tensor"),
+        ({"sites": "kernel"}, "is for convolutions, and this is none"),
+    ],
+)
+def test_options_that_make_no_sense(options, text):
+    with pytest.raises(InvalidInputError, match=text):
+        tensorize(nn.Sequential(nn.Linear(16, 16)), **options)
+
+
+def test_moments_of_other_layers_are_refused():
+    model = nn.Sequential(nn.Linear(4, 4))
+    moments = input_moments(model, torch.randn(8, 4))
+    with pytest.raises(InvalidInputError, match=r"The moments are of '0', and none of the layers is called so: 'a\.0'"):
+        tensorize(nn.ModuleDict({"a": model}), moments=moments)

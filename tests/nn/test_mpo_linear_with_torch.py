@@ -324,3 +324,50 @@ def test_distributed_data_parallel(tmp_path):
 
 def test_batches_share_plans_by_powers_of_two():
     assert [rounded(batch) for batch in (0, 1, 2, 3, 1024, 1025, 2**40)] == [1, 1, 2, 4, 1024, 2048, 2**20]
+
+
+def test_fused_optimizers_are_seen():
+    module, x = layer(), torch.randn(8, 48)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, fused=True)
+    for _ in range(3):
+        with torch.no_grad():
+            assert torch.allclose(module(x), dense(module, x), atol=1e-4)
+        module(x).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        assert torch.allclose(module(x), dense(module, x), atol=1e-4)
+
+
+def test_compiled_embeddings_and_exports_of_any_number_of_rows():
+    torch._dynamo.reset()
+    table = tensorize(nn.Embedding(50, 12), "", max_bond=3)
+    compiled = torch.compile(table, fullgraph=True, backend="aot_eager")
+    for rows in (4, 5, 7):
+        index = torch.arange(rows)
+        assert torch.allclose(compiled(index), table(index), atol=1e-6)
+    dim = torch.export.Dim("rows", min=2)
+    exported = torch.export.export(table, (torch.arange(5),), dynamic_shapes=({0: dim},)).module()
+    assert torch.allclose(exported(torch.arange(17)), table(torch.arange(17)), atol=1e-6)
+
+
+def _gradients_of_a_half(rank, folder):
+    torch.manual_seed(0)
+    module, x = layer(), torch.randn(8, 48)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/join", rank=rank, world_size=2)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(module)
+        parallel(x[4 * rank : 4 * rank + 4]).square().mean().backward()
+        torch.save([parameter.grad for parameter in module.parameters()], f"{folder}/{rank}.pt")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_two_processes_train_as_one(tmp_path):
+    torch.multiprocessing.spawn(_gradients_of_a_half, (str(tmp_path),), nprocs=2)
+    torch.manual_seed(0)
+    module, x = layer(), torch.randn(8, 48)
+    module(x).square().mean().backward()
+    for rank in (0, 1):
+        for found, parameter in zip(torch.load(tmp_path / f"{rank}.pt"), module.parameters(), strict=True):
+            torch.testing.assert_close(found, parameter.grad)

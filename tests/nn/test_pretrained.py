@@ -1,6 +1,8 @@
+import copy
 import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -516,3 +518,18 @@ def test_measured_joints_come_back(tmp_path):
         torch.manual_seed(3)
         found.append(each(x))
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_keys_that_lack_or_are_too_many_are_named(tmp_path, known):
+    model = saved(tmp_path)
+    state, header = read_tensors(tmp_path / "model.safetensors")
+    name = next(iter(state))
+    other = None if known else copy.deepcopy(model)
+    for changed, message in (
+        ({key: value for key, value in state.items() if key != name}, f"missing: {re.escape(name)}"),
+        (state | {"more": torch.zeros(2)}, "surplus: more"),
+    ):
+        write_tensors(tmp_path / "model.safetensors", changed, header)
+        with pytest.raises(FileFormatError, match=message):
+            load_pretrained(tmp_path, other)

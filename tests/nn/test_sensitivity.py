@@ -1,6 +1,7 @@
 """Estimated growths of the loss against exact quadratic forms, and against layers replaced one at a time."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from unbraid.ground.errors import InvalidInputError
 from unbraid.nn import (
     SensitivityPoint,
     Task,
+    allocate,
     classification,
     heal,
     input_moments,
@@ -252,7 +254,7 @@ def test_batches_may_hold_more_than_tensors_of_samples():
         ({"bonds": []}, "bonds must be positive integers"),
         ({"bonds": [0]}, "bonds must be positive integers"),
         ({"bonds": [1.5]}, "bonds must be positive integers"),
-        ({"sites": "best"}, "sites must be"),
+        ({"sites": "best"}, "sites='best' is of tensorize alone"),
         ({"sites": 5}, "sites must be"),
         ({"sites": ((2, 2), (2,))}, "out_dims must have a product"),
         ({"sites": ((2.5,), (6,))}, "out_dims must be positive integers"),
@@ -304,3 +306,25 @@ def test_scans_report_output_errors_from_samples_or_moments(digits):
     given = input_moments(model, x[:64])
     assert scan(model, x[:64]) == scan(model, moments=given)
     assert all(rank.output_error is not None for rank in scan(model, moments=given)[0].ranks)
+
+
+def test_growths_are_finite_or_refused():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    task = Task("classes", lambda m, batch: m(batch[0]), lambda batch: batch[1])
+    x, y = torch.randn(16, 8), torch.arange(16) % 3
+    for labels, message in (
+        (y + 3, "scores for the classes 0 to 2; labels go from 3 to 5"),
+        (y.float(), "Labels must be class numbers, a tensor of integers; got torch.float32"),
+        (None, "Labels must be class numbers, a tensor of integers; got NoneType"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            sensitivity(model, [(x, labels)], task, bonds=(1, 2))
+    for bonds in (4, (), "abc", (True,)):
+        with pytest.raises(InvalidInputError, match=r"bonds must be positive integers.*Try"):
+            sensitivity(model, [(x, y)], task, bonds=bonds)
+    profile = sensitivity(model, [(x, y)], task, bonds=(1, 2))
+    broken = replace(profile[0], points=(replace(profile[0].points[0], growth=float("nan")),))
+    with pytest.raises(InvalidInputError, match="growths of layer '0' in the profile are no finite numbers"):
+        allocate([broken], 0.5)
+    with pytest.raises(InvalidInputError, match="budget must be a fraction"):
+        allocate(profile, None)

@@ -281,3 +281,20 @@ def test_a_class_that_is_not_known_falls_back_to_the_auto_class(tmp_path):
     bert().bert.save_pretrained(tmp_path)
     change_config(tmp_path, architectures=["Foreign"])
     assert type(load_transformers(tmp_path)) is transformers.BertModel
+
+
+def test_surplus_keys_and_other_shapes_in_a_folder_of_transformers_are_named(tmp_path):
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    model = transformers.BertModel(config)
+    model.save_pretrained(tmp_path)
+    state, header = read_tensors(tmp_path / "model.safetensors")
+    name = "encoder.layer.0.output.dense.weight"
+    for changed, message in (
+        (state | {"more.weight": torch.zeros(2)}, "surplus: more.weight"),
+        (state | {name: torch.zeros(3, 3)}, f"of another shape: {name}"),
+    ):
+        write_tensors(tmp_path / "model.safetensors", changed, header)
+        with pytest.raises(FileFormatError, match=message):
+            load_transformers(tmp_path)

@@ -27,7 +27,7 @@ def remade(name, language_data, out, **options):
     outcome = reproduce(name, out, quick=True, data_dir=language_data, **options)
     content = json.loads((out / f"{name}.json").read_text())
     assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert len(outcome.sections) == 3
+    assert len(outcome.sections) == 4
     assert all(section.heading in (out / f"{name}.md").read_text() for section in outcome.sections)
     assert all(len(value) == 64 for value in content["files"].values())
     rows = {row["way"]: row for row in content["rows"]}
@@ -82,6 +82,8 @@ def test_minilm_on_a_tiny_bert(language_data, tmp_path):
     assert found["depth"] == 1
     assert found["shots"] >= 10_000
     assert found["core"] == circuits["truncated"]["core"]
+    assert found["seconds"] > 0
+    assert set(circuits["unpadded"]["figures"]) == {"cosine", "Spearman"}
     assert circuits["layer"] in (tmp_path / "minilm.md").read_text()
 
 

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unbraid.tensors import MPO
 from unbraid.tensors.subspace import METHODS, dominant, gram, resolve, singular_values
 
 EXACT = ("svd", "qr", "gram")
@@ -73,3 +74,26 @@ def test_auto_takes_gram_matrices_unless_digits_would_be_lost():
     assert resolve("auto", torch.float32, None) == resolve("auto", torch.bfloat16, 0.1) == "gram"
     assert resolve("auto", torch.float64, 0.1) == resolve("auto", torch.float32, 1e-6) == "qr"
     assert [resolve(method, torch.float64, None) for method in METHODS[1:]] == list(METHODS[1:])
+
+
+@pytest.mark.parametrize(("rel_error", "size"), [(0.5, 96), (0.3, 96)])
+def test_sketches_by_error_take_a_few_more_ranks_not_all(rel_error, size):
+    generator = torch.Generator().manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(size, size, generator=generator))[0] for _ in range(2))
+    weight = (u * torch.arange(1, size + 1) ** -0.7) @ v
+    bonds = {}
+    for method in ("gram", "randomized"):
+        mpo = MPO.from_dense(weight, (size, 1), (1, size), rel_error=rel_error, method=method)
+        assert torch.linalg.norm(mpo.to_dense() - weight) <= rel_error * torch.linalg.norm(weight)
+        bonds[method] = mpo.bond_dims[0]
+    assert bonds["gram"] <= bonds["randomized"] <= 1.3 * bonds["gram"] + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rel_error", [0.1, 0.02, 0.005, 0.001])
+def test_errors_bound_what_is_stored_in_half_precision(dtype, rel_error):
+    weight = torch.randn(48, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    mpo = MPO.from_dense(weight, (4, 3, 4), (4, 4, 4), rel_error=rel_error)
+    assert all(core.dtype == dtype for core in mpo.cores)
+    stored = MPO([core.double() for core in mpo.cores], shape=mpo.shape).to_dense()
+    assert torch.linalg.norm(stored - weight.double()) <= rel_error * torch.linalg.norm(weight.double())

@@ -58,7 +58,7 @@ def scan(
     size: Size = None,
     download: Download = False,
     text: TextFile = None,
-    samples: Annotated[int, typer.Option(help="Of the data or the text, at least as many as layers.")] = 64,
+    samples: Annotated[int, typer.Option(help="Of the data or the text; as many as layers, or more, tell best.")] = 64,
     length: Length = 64,
     budget: Annotated[
         float | None, typer.Option(help="Spend this fraction of the weights where the loss suffers least.")

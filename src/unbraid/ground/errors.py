@@ -49,8 +49,13 @@ def require_finite(tensor: Tensor, name: str) -> None:
         name: how the message calls the tensor.
 
     Raises:
-        InvalidInputError: if an entry is NaN or infinite; the message counts them and gives the first position.
+        InvalidInputError: if an entry is NaN or infinite; the message counts them and gives the first position. Also
+            if the tensor is on the meta device, and has none.
     """
+    if tensor.is_meta:
+        raise InvalidInputError(f"{name} is on the meta device: it has a shape and no numbers. Load the weights first.")
+    if tensor.is_floating_point() and tensor.element_size() < 2:  # of eight bits, for which torch has few functions
+        tensor = tensor.float()
     finite = torch.isfinite(tensor)
     if bool(finite.all()):
         return

@@ -46,10 +46,12 @@ def allocate(profile: Sequence[LayerSensitivity], budget: float) -> Allocation:
     Raises:
         InvalidInputError: if the budget is no fraction, or less than the smallest operators of the profile.
     """
-    if isinstance(budget, (bool, str)) or not 0 < budget <= 1:
-        raise InvalidInputError(f"budget must be a fraction above 0 and at most 1; got {budget!r}.")
+    check_budget(budget)
     if not profile:
         raise InvalidInputError("The profile has no layers.")
+    for layer in profile:
+        if not all(math.isfinite(point.growth) for point in layer.points):
+            raise InvalidInputError(f"The growths of layer {layer.name!r} in the profile are no finite numbers.")
     curves = {layer.name: _curve(layer) for layer in profile}
     total = sum(layer.parameters for layer in profile)
     spent = sum(curve[0][0] for curve in curves.values())
@@ -82,6 +84,16 @@ def allocate(profile: Sequence[LayerSensitivity], budget: float) -> Allocation:
     }
     dense = tuple(name for name in level if name not in options)
     return Allocation(options, dense, round(spent), sum(growth.values()))
+
+
+def check_budget(budget: float) -> None:
+    """Refuse what is no fraction.
+
+    Raises:
+        InvalidInputError: saying what came.
+    """
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget <= 1:
+        raise InvalidInputError(f"budget must be a fraction above 0 and at most 1; got {budget!r}.")
 
 
 def _curve(layer: LayerSensitivity) -> list[tuple[float, float]]:

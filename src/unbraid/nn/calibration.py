@@ -143,6 +143,13 @@ def moments_seen(
         rows = seen_rows(slope, mask, name)
         steep[name] = steep.get(name, 0) + rows.mT @ rows
 
+    for name, layer in layers.items():
+        for kind, parameter in layer.named_parameters():
+            if parameter.is_meta:
+                raise InvalidInputError(
+                    f"The {kind} of layer {name!r} is on the meta device: it has a shape and no numbers. Load the "
+                    "weights first."
+                )
     back = seed is not None
     with torch.set_grad_enabled(back), keeping_modes(model), frozen(model), watching_inputs(layers, see):
         model.eval()

@@ -28,13 +28,15 @@ from unbraid.nn.declaration import (
     describe_layer,
     describe_model,
 )
-from unbraid.nn.kinds import matrix_shape
+from unbraid.nn.kinds import is_conv1d, matrix_shape
+from unbraid.nn.layers import DisentangledLinear, MPOLinear
 from unbraid.nn.surgery import replace_modules
 from unbraid.nn.transformers_models import build_transformers, describe_transformers
 
 FORMAT_VERSION = 3  # 2 had no cores of fixed gauge; 1 no models of transformers, and shared parameters several times
 CONFIG_NAME = "config.json"
 TENSORS_NAME = "model.safetensors"
+_LACKING = 2  # times the numbers that a file holds, at most, if some were cut out of it
 
 
 class Configuration(BaseModel):
@@ -130,10 +132,11 @@ def load_pretrained(directory: str | os.PathLike[str], model: nn.Module | None =
             configuration = _parse(json.loads(metadata["config"]), place / TENSORS_NAME)
         except (KeyError, ValueError) as error:
             raise FileFormatError(f"{CONFIG_NAME} and {TENSORS_NAME} in {place} do not belong together.") from error
-        if digest != configuration.tensors:
-            raise FileFormatError(
-                f"The tensors in {place / TENSORS_NAME} are not those that were written. Copy them again."
-            )
+    damage = None
+    if digest != configuration.tensors:  # said only if the names, which tell more, are as they should be
+        damage = FileFormatError(
+            f"The tensors in {place / TENSORS_NAME} are not those that were written. Copy them again."
+        )
     described = configuration.transformers if model is None else None
     whole = model is None and described is None
     for name, owner in (configuration.tied or {}).items():
@@ -141,7 +144,8 @@ def load_pretrained(directory: str | os.PathLike[str], model: nn.Module | None =
             raise FileFormatError(f"{place / TENSORS_NAME} lacks {owner!r}, which {name!r} shares.")
         state[name] = state[owner]
     declared = [configuration.declaration or {}] if whole else [*configuration.layers.values()]
-    if sum(count_entries(part) for part in declared if part) > sum(tensor.numel() for tensor in state.values()):
+    held = sum(tensor.numel() for tensor in state.values()) * (1 if damage is None else _LACKING)
+    if sum(count_entries(part) for part in declared if part) > held:
         raise FileFormatError(f"{place / CONFIG_NAME} declares more numbers than {TENSORS_NAME} holds.")
     if whole:
         if configuration.declaration is None:
@@ -153,12 +157,15 @@ def load_pretrained(directory: str | os.PathLike[str], model: nn.Module | None =
     elif described is not None:
         model = build_transformers(described, len(state))
         try:
-            model = _with_layers(model, configuration.layers, state, place)
+            model = _with_layers(model, configuration.layers, state, place, damage)
         except InvalidInputError as error:
             raise FileFormatError(f"{place / CONFIG_NAME} contradicts itself. {error}") from error
     else:
         assert model is not None
-        model = _with_layers(model, configuration.layers, state, place)
+        model = _with_layers(model, configuration.layers, state, place, damage)
+    if damage is not None:
+        _check_names(model, {}, state, place)
+        raise damage
     _load_state(model, state, configuration.tied, place)
     return model.eval()
 
@@ -222,7 +229,11 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _with_layers(
-    model: nn.Module, layers: dict[str, dict[str, Any]], state: dict[str, Tensor], place: Path
+    model: nn.Module,
+    layers: dict[str, dict[str, Any]],
+    state: dict[str, Tensor],
+    place: Path,
+    damage: FileFormatError | None,
 ) -> nn.Module:
     """The model with the layers of the file in the place of its own; checked before anything is changed."""
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -234,9 +245,13 @@ def _with_layers(
     built = {name: build_layer(layer) for name, layer in layers.items()}
     for name, layer in built.items():
         _check_replaced(modules[name], layer, name, place)
+        if isinstance(layer, (MPOLinear, DisentangledLinear)):
+            layer.was_conv1d = is_conv1d(modules[name]) or getattr(modules[name], "was_conv1d", False)
     replacements = {modules[name]: layer for name, layer in built.items()}
     everywhere = {name: replacements[module] for name, module in modules.items() if module in replacements}
     _check_names(model, everywhere, state, place)
+    if damage is not None:
+        raise damage
     return replace_modules(model, replacements)
 
 

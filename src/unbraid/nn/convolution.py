@@ -84,7 +84,8 @@ class MPOConv2d(OperatorModule):
     def to_conv(self) -> nn.Conv2d:
         """The equivalent dense layer."""
         weight = self.weight
-        layer = nn.Conv2d(
+        layer = torch.nn.utils.skip_init(  # draws no numbers
+            nn.Conv2d,
             self.in_channels,
             self.out_channels,
             self.kernel_size,
@@ -93,6 +94,7 @@ class MPOConv2d(OperatorModule):
             dtype=weight.dtype,
             **conv_options(self),
         )
+        assert isinstance(layer, nn.Conv2d)
         with torch.no_grad():
             layer.weight.copy_(weight)
             if layer.bias is not None and self.bias is not None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
@@ -61,14 +59,14 @@ class MPOEmbedding(OperatorModule):
         rows = index.reshape(-1)
         cores = tuple(self.cores)
         vectors = cores[0].new_ones(1, 1, 1)
-        after = prod(shape[1] for shape in self._shapes)
+        after, width = self._padded_shape
         for core in cores:
             bond, out, leg, right = core.shape
             after //= out
             digit = rows // after % out
             slices = embedding(digit, core.transpose(0, 1).reshape(out, -1)).reshape(-1, bond, leg * right)
-            vectors = (vectors @ slices).reshape(len(rows), vectors.shape[1] * leg, right)
-        vectors = vectors.reshape(*index.shape, prod(shape[2] for shape in self._shapes))[..., : self.embedding_dim]
+            vectors = (vectors @ slices).reshape(-1, vectors.shape[1] * leg, right)
+        vectors = vectors.reshape(*index.shape, width)[..., : self.embedding_dim]
         if self.padding_idx is None:
             return vectors
         return torch.where((index == self.padding_idx)[..., None], vectors.detach(), vectors)
@@ -76,9 +74,15 @@ class MPOEmbedding(OperatorModule):
     def to_embedding(self) -> nn.Embedding:
         """The equivalent dense layer."""
         weight = self.weight.detach()
-        layer = nn.Embedding(
-            self.num_embeddings, self.embedding_dim, self.padding_idx, device=weight.device, dtype=weight.dtype
+        layer = torch.nn.utils.skip_init(  # draws no numbers
+            nn.Embedding,
+            self.num_embeddings,
+            self.embedding_dim,
+            self.padding_idx,
+            device=weight.device,
+            dtype=weight.dtype,
         )
+        assert isinstance(layer, nn.Embedding)
         with torch.no_grad():
             layer.weight.copy_(weight)
         return layer

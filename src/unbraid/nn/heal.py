@@ -117,8 +117,9 @@ def heal(
     validation = None if validation_data is None else _Batches(validation_data, 1024, "validation_data")
     if loss is None:
         for batches, name in ((train, "train_data"), (validation, "validation_data")):
-            if batches is not None and batches.pair is not None:
-                _check_fit(model, *batches.pair, name)
+            pairs = [] if batches is None else batches.pairs()
+            if pairs:
+                _check_fit(model, teacher, pairs, name)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     chosen = make_optimizer(optimizer, parameters, lr, weight_decay)
     schedule = _schedule(scheduler or "onecycle", chosen, epochs * len(train))
@@ -248,6 +249,14 @@ class _Batches:
         if self.count == 0:
             raise InvalidInputError(f"{name} has no batches.")
 
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """(x, y), or those that lie in a list."""
+        if self.pair is not None:
+            return [self.pair]
+        listed = self.batches if isinstance(self.batches, (list, tuple)) else ()
+        both = (each for each in listed if isinstance(each, (list, tuple)) and len(each) == 2)
+        return [(x, y) for x, y in both if isinstance(x, Tensor) and isinstance(y, Tensor)]
+
     def identity(self) -> str:
         """What a checkpoint knows the data by."""
         return f"{self.count} batches, {_content(self.batches)}" if self.pair is None else hash_tensors(*self.pair)
@@ -276,21 +285,34 @@ class _Batches:
 
 
 @torch.no_grad()
-def _check_fit(model: nn.Module, x: Tensor, y: Tensor, name: str) -> None:
-    """Refuse data that a classifier cannot take, before any training."""
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.ndim != 1:
-        raise InvalidInputError(f"{name}[1] must be class numbers, shape (n,); got {y.dtype}, {tuple(y.shape)}.")
+def _check_fit(model: nn.Module, teacher: nn.Module | None, pairs: Sequence[tuple[Tensor, Tensor]], name: str) -> None:
+    """Refuse data that a classifier, or its teacher, cannot take, before any training."""
+    for x, y in pairs:
+        if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.shape != x.shape[:1] or not len(y):
+            raise InvalidInputError(
+                f"{name} must have class numbers, shape (n,), for rows (n, ...); got {y.dtype}, {tuple(y.shape)} for "
+                f"{tuple(x.shape)}."
+            )
+    shapes = [_outputs_of(network, pairs[0][0], name) for network in (model, teacher) if network is not None]
+    if len(set(shapes)) > 1:
+        raise InvalidInputError(f"The teacher must put out what the model does, {shapes[0]}; got {shapes[1]}.")
+    classes = shapes[0][-1] if len(shapes[0]) == 2 else 0
+    low, high = min(int(y.min()) for _, y in pairs), max(int(y.max()) for _, y in pairs)
+    if not 0 <= low <= high < classes:
+        raise InvalidInputError(
+            f"The model must have an output for every class; it gives {shapes[0]} for {min(2, len(pairs[0][0]))} "
+            f"inputs, and the labels of {name} go from {low} to {high}. Or give a loss of your own."
+        )
+
+
+def _outputs_of(network: nn.Module, x: Tensor, name: str) -> tuple[int, ...]:
+    """The shape of what a network gives for two rows."""
     try:
-        with keeping_modes(model):
-            outputs = model.eval()(x[:2])
+        with keeping_modes(network):
+            outputs = network.eval()(x[:2])
     except (InvalidInputError, RuntimeError, TypeError, ValueError, IndexError) as error:
         raise InvalidInputError(f"The model cannot run on {name} of shape {tuple(x.shape)}: {error}") from error
-    classes = outputs.shape[-1] if isinstance(outputs, Tensor) and outputs.ndim == 2 else 0
-    if not 0 <= int(y.min()) <= int(y.max()) < classes:
-        raise InvalidInputError(
-            f"The model must have an output for every class; it gives {tuple(getattr(outputs, 'shape', ()))} for two "
-            f"inputs, and the labels of {name} go from {int(y.min())} to {int(y.max())}. Or give a loss of your own."
-        )
+    return tuple(getattr(outputs, "shape", ()))
 
 
 def _content(data: Any) -> str:
@@ -348,6 +370,11 @@ def _validate(model: nn.Module, validation: _Batches, loss: Loss | None, history
             size = 1
             total += float(loss(model, batch))
         count += size
+    if not math.isfinite(total):
+        raise DidNotConvergeError(
+            f"The validation loss became {total / count} in epoch {len(history.validation_loss)}. Look for NaN or "
+            "infinite numbers in the validation data, or lower lr."
+        )
     history.validation_loss.append(total / count)
     if loss is None:
         history.validation_accuracy.append(right / count)

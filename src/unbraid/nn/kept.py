@@ -36,6 +36,11 @@ class Kept(Generic[Made]):
                 self._made[key] = make(key)
         return self._made[key]
 
+    def drop(self) -> None:
+        """Keep nothing: a step may follow, and fused ones count no changes."""
+        if self._made:
+            self._stamp, self._parameters, self._made = [], (), {}
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (Kept, ())
 

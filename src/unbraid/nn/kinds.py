@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unbraid.ground.errors import InvalidInputError, require_finite
+from unbraid.ground.errors import InvalidInputError, require_extra, require_finite
 from unbraid.nn.convolution import MPOConv2d, conv_options
 from unbraid.nn.embedding import MPOEmbedding
 from unbraid.nn.layers import DisentangledLinear, MPOLinear
@@ -42,6 +43,12 @@ def _convolution(layer: nn.Module, mpo: MPO) -> OperatorModule:
     return MPOConv2d(mpo, (layer.kernel_size[0], layer.kernel_size[1]), layer.bias, **conv_options(layer))
 
 
+def _linear_of_conv1d(layer: nn.Module, mpo: MPO) -> OperatorModule:
+    new = MPOLinear(mpo, layer.bias if isinstance(layer.bias, Tensor) else None)
+    new.was_conv1d = True
+    return new
+
+
 def _embedding(layer: nn.Module, mpo: MPO) -> OperatorModule:
     assert isinstance(layer, nn.Embedding)
     for name, usual in (("max_norm", None), ("scale_grad_by_freq", False), ("sparse", False)):
@@ -54,18 +61,36 @@ def _weight(layer: nn.Module) -> Tensor:
     """A parameter, or what a parametrisation makes of some."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
+    if isinstance(weight, nn.UninitializedParameter):
+        raise InvalidInputError(f"{layer} has no weight before it has seen inputs. Run the model once.")
     return weight
 
 
-def _is_conv1d(module: nn.Module) -> bool:
+def is_plain(module: nn.Module) -> bool:
+    """Whether a linear layer, convolution or embedding computes what torch's own does.
+
+    A subclass with a forward of its own may scale, shift or normalise.
+    """
+    own: type[Any] = type(module)
+    if isinstance(module, nn.Conv2d) and own._conv_forward is not nn.Conv2d._conv_forward:
+        return False
+    bases: tuple[type[Any], ...] = (nn.Linear, nn.Conv2d, nn.Embedding)
+    return all(own.forward is base.forward for base in bases if isinstance(module, base))
+
+
+def is_conv1d(module: nn.Module) -> bool:
     """GPT-2's linear layer, whose weight is (in, out); known by its name, since transformers may not be installed."""
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
 
 
-LINEAR = Kind("Linear", lambda m: isinstance(m, nn.Linear), _weight, _linear)
-CONV1D = Kind("Conv1D", _is_conv1d, lambda m: _weight(m).mT, _linear)
-CONV2D = Kind("Conv2d", lambda m: isinstance(m, nn.Conv2d), lambda m: _weight(m).flatten(1), _convolution)
-EMBEDDING = Kind("Embedding", lambda m: isinstance(m, nn.Embedding), _weight, _embedding)
+def _of(kind: type[nn.Module]) -> Callable[[nn.Module], bool]:
+    return lambda module: isinstance(module, kind) and is_plain(module)
+
+
+LINEAR = Kind("Linear", _of(nn.Linear), _weight, _linear)
+CONV1D = Kind("Conv1D", is_conv1d, lambda m: _weight(m).mT, _linear_of_conv1d)
+CONV2D = Kind("Conv2d", _of(nn.Conv2d), lambda m: _weight(m).flatten(1), _convolution)
+EMBEDDING = Kind("Embedding", _of(nn.Embedding), _weight, _embedding)
 KINDS = (LINEAR, CONV1D, CONV2D, EMBEDDING)
 
 
@@ -114,7 +139,19 @@ def restored(layer: nn.Module, name: str) -> nn.Module:
     assert isinstance(layer, (MPOLinear, DisentangledLinear))
     if isinstance(layer, DisentangledLinear) and not layer.is_linear:
         raise InvalidInputError(f"Layer {name!r} has nonlinearities within its circuits: no nn.Linear equals it.")
-    return layer.to_linear()
+    plain = layer.to_linear()
+    return _conv1d_of(plain) if layer.was_conv1d else plain
+
+
+def _conv1d_of(layer: nn.Linear) -> nn.Module:
+    conv1d = require_extra("transformers.pytorch_utils", "transformers").Conv1D
+    with torch.device("meta"):  # it would draw numbers
+        new: nn.Module = conv1d(layer.out_features, layer.in_features)
+    new = new.to_empty(device=layer.weight.device).to(layer.weight.dtype)
+    with torch.no_grad():
+        _weight(new).copy_(layer.weight.mT)
+        new.get_parameter("bias").copy_(torch.zeros(()) if layer.bias is None else layer.bias)
+    return new
 
 
 def check_weight(weight: Tensor, name: str) -> None:
@@ -127,7 +164,7 @@ def check_weight(weight: Tensor, name: str) -> None:
         raise InvalidInputError(
             f"Layer {name!r} is on the meta device: its weight has a shape and no numbers. Load the weights first."
         )
-    if not weight.is_floating_point() or type(weight.data) is not Tensor:
+    if not weight.is_floating_point() or weight.element_size() < 2 or type(weight.data) is not Tensor:
         kind = weight.dtype if type(weight.data) is Tensor else type(weight.data).__name__
         raise InvalidInputError(
             f"Layer {name!r} has a weight of {kind}: quantised or distributed weights cannot be decomposed. Load the "

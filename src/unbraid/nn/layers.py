@@ -39,6 +39,8 @@ class MPOLinear(OperatorModule):
         InvalidInputError: if the MPO is complex or the bias has another size.
     """
 
+    was_conv1d = False  # of transformers, whose weight is (in, out): merge_back makes one again
+
     def __init__(self, mpo: MPO, bias: Tensor | None = None) -> None:
         super().__init__(mpo)
         self.out_features, self.in_features = mpo.shape
@@ -104,10 +106,12 @@ class MPOLinear(OperatorModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (..., in) to (..., out)."""
-        if x.shape[-1] != self.in_features:
+        if not x.dim() or x.shape[-1] != self.in_features:
             raise InvalidInputError(f"This layer takes {self.in_features} features; got shape {tuple(x.shape)}.")
         training = self._wants_gradients()
         compiling = torch.compiler.is_compiling()
+        if training and not compiling:
+            self._kept.drop()
         way = self._in_graphs if compiling else self._plan(x.shape[:-1].numel(), training, contraction.may_be_cut(x))
         if way.is_dense and training and not compiling and self._can_be_rebuilt(x):
             cores = tuple(self.cores)
@@ -156,6 +160,8 @@ class DisentangledLinear(nn.Module):
         Sec. V of "Classical Neural Networks on Quantum Devices via Tensor Network Disentanglers". Its rows
         ``Y = X Q_L M' Q_R`` are our columns with ``Q_L = I^T`` and ``Q_R = O^T``.
     """
+
+    was_conv1d = False  # as of MPOLinear
 
     def __init__(
         self,
@@ -233,7 +239,7 @@ class DisentangledLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (..., in) to (..., out)."""
-        if x.shape[-1] != self.in_features:
+        if not x.dim() or x.shape[-1] != self.in_features:
             raise InvalidInputError(f"This layer takes {self.in_features} features; got shape {tuple(x.shape)}.")
         x = resized(x, self.input_circuit.dimension)
         if self._dense_is_quicker(x.shape[:-1].numel()):
@@ -272,7 +278,10 @@ class DisentangledLinear(nn.Module):
 
 def _dense_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     out_features, in_features = weight.shape
-    layer = nn.Linear(in_features, out_features, bias=bias is not None, device=weight.device, dtype=weight.dtype)
+    layer = torch.nn.utils.skip_init(  # draws no numbers
+        nn.Linear, in_features, out_features, bias=bias is not None, device=weight.device, dtype=weight.dtype
+    )
+    assert isinstance(layer, nn.Linear)
     with torch.no_grad():
         layer.weight.copy_(weight)
         if bias is not None:

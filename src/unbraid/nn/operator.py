@@ -18,9 +18,10 @@ from unbraid.tensors.contraction import Plan
 class OperatorModule(nn.Module):
     """A module with the cores of an operator: trainable ones, or what ``quantize`` or ``fix_gauge`` made of them.
 
-    While no gradient of the cores is wanted, joined cores are kept from one call to the next. They are made anew once a
-    core was changed, other than in place through ``.data``, or the layer was moved or put in training mode. With
-    ``keeps_blocks = False`` nothing is kept, and no more memory is taken than the cores'.
+    While no gradient of the cores is wanted, joined cores are kept from one call to the next. They are made anew once
+    the layer ran with gradients, was moved or put in training mode, or a core was changed, other than in place through
+    ``.data`` or ``.numpy()``. With ``keeps_blocks = False`` nothing is kept, and no more memory is taken than the
+    cores'.
 
     Args:
         mpo: real; its scale is spread over the cores.
@@ -69,7 +70,11 @@ class OperatorModule(nn.Module):
     def _dense(self) -> Tensor:
         """The whole matrix, kept while no gradient of the cores is wanted."""
         way = Plan(((0, len(self.cores)),), False, 0, 0.0)
-        if self.keeps_blocks and not torch.compiler.is_compiling() and not self._wants_gradients():
+        if torch.compiler.is_compiling():
+            return self._blocks(way)[0]
+        if self._wants_gradients():
+            self._kept.drop()
+        elif self.keeps_blocks:
             return self._kept.get(stored(self.cores), way, self._blocks)[0]
         return self._blocks(way)[0]
 
@@ -95,7 +100,9 @@ def core_parameters(mpo: MPO) -> nn.ParameterList:
     if mpo.dtype.is_complex:
         raise InvalidInputError("A layer needs a real MPO; got complex cores.")
     cores = mpo.balanced().cores if float(mpo.log_scale) != 0 else mpo.cores
-    return nn.ParameterList([nn.Parameter(core.detach().clone()) for core in cores])
+    return nn.ParameterList(
+        [nn.Parameter(core.detach().clone(memory_format=torch.contiguous_format)) for core in cores]
+    )
 
 
 def bias_parameter(bias: Tensor | None, size: int, mpo: MPO) -> nn.Parameter | None:

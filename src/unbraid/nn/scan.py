@@ -96,8 +96,8 @@ def scan(
 
     Args:
         model: any module.
-        sample_inputs: a batch for ``model``, or a list of batches. Without a task the error of each layer's outputs on
-            them is reported.
+        sample_inputs: a tensor for ``model``, or a list of batches. Without a task the error of each layer's outputs
+            on them is reported.
         targets: which layers, as in :func:`unbraid.nn.surgery.match_layers`.
         rel_errors: relative Frobenius errors to allow.
         sites: "auto", "low-rank", "qubits" or a pair, as in :func:`unbraid.tensorize`.

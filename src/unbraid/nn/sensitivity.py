@@ -31,7 +31,7 @@ from unbraid.nn.calibration import InputMoments, as_batches, batch_size, linear_
 from unbraid.nn.kinds import check_weight, matrix_of
 from unbraid.nn.layers import MPOLinear
 from unbraid.nn.modes import frozen, keeping_modes
-from unbraid.nn.surgery import choose_sites, lost_mean, output_metric
+from unbraid.nn.surgery import check_moments, choose_sites, lost_mean, output_metric
 from unbraid.nn.targets import Sites, Targets
 from unbraid.nn.task import Task
 from unbraid.tensors import MPO
@@ -118,9 +118,8 @@ def sensitivity(
     """
     found = as_batches(batches)
     layers = linear_layers(model, targets)
-    wanted = None if bonds is None else sorted(set(bonds))
-    if wanted is not None and (not wanted or not all(isinstance(bond, int) and bond > 0 for bond in wanted)):
-        raise InvalidInputError(f"bonds must be positive integers, at least one; got {bonds!r}.")
+    check_moments(moments, layers)
+    wanted = None if bonds is None else _checked_bonds(bonds)
     candidates: dict[str, _Candidates] = {}
     with torch.no_grad():
         for name, layer in progress.track(layers.items(), "decompose", len(layers)):
@@ -132,7 +131,21 @@ def sensitivity(
     slopes = _Slopes(model, layers, candidates, task, seed)
     samples = slopes.collect(found)
     measured = _measure(model, layers, candidates, task, found, samples)
-    return [_layer(name, candidates[name], slopes.squares[name] / slopes.samples, measured[name]) for name in layers]
+    profile = [_layer(name, candidates[name], slopes.squares[name] / slopes.samples, measured[name]) for name in layers]
+    for each in profile:
+        if not all(math.isfinite(point.growth) for point in each.points):
+            raise InvalidInputError(
+                f"The loss does not grow by a finite number with layer {each.name!r} truncated: NaN or infinite "
+                "numbers arise within the model on the calibration set. Look for an overflow, and for bad samples."
+            )
+    return profile
+
+
+def _checked_bonds(bonds: Iterable[int]) -> list[int]:
+    found = list(bonds) if isinstance(bonds, Iterable) and not isinstance(bonds, str) else []
+    if not found or not all(isinstance(bond, int) and not isinstance(bond, bool) and bond > 0 for bond in found):
+        raise InvalidInputError(f"bonds must be positive integers, at least one; got {bonds!r}. Try (2, 4, 8).")
+    return sorted(set(found))
 
 
 @dataclass(frozen=True)
@@ -286,10 +299,18 @@ class _Slopes:
         self.changes[name] = self.changes[name] + change if name in self.changes else change  # used more than once
 
 
-def _checked(labels: Tensor, outputs: Tensor) -> Tensor:
+def _checked(labels: Any, outputs: Tensor) -> Tensor:
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
+        came = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise InvalidInputError(f"Labels must be class numbers, a tensor of integers; got {came}.")
     if labels.shape != outputs.shape[:-1]:
         raise InvalidInputError(
             f"Labels must have the shape {tuple(outputs.shape[:-1])} of the scores; got {tuple(labels.shape)}."
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= outputs.shape[-1]:
+        raise InvalidInputError(
+            f"The model has scores for the classes 0 to {outputs.shape[-1] - 1}; labels go from {low} to {high}."
         )
     return labels
 

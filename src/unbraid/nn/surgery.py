@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -22,7 +22,7 @@ from unbraid.nn.layers import DisentangledLinear, MPOLinear
 from unbraid.nn.operator import OperatorModule
 from unbraid.nn.targets import LayerOptions, Sites, Targets, match_layers, options_by_layer
 from unbraid.tensors import MPO
-from unbraid.tensors.sites import align, auto_sites, low_rank_sites, qubit_sites, split_sites
+from unbraid.tensors.sites import align, auto_sites, check_dims, low_rank_sites, qubit_sites, split_sites
 from unbraid.tensors.weighted import damped_error, weighted_error
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -79,6 +79,7 @@ def tensorize(
     """
     default = LayerOptions(max_bond=max_bond, rel_error=rel_error, budget=budget, sites=sites, method=method)
     layers = match_layers(model, targets)
+    check_moments(moments, layers)
     options = options_by_layer(layers, default, layer_options or {})
     refuse_shared_weights(model, layers)
     kinds = {name: kind for name, layer in layers.items() if (kind := kind_of(layer)) is not None}
@@ -102,6 +103,25 @@ def tensorize(
         return new
 
     return replace_layers(model, layers, convert, inplace, "tensorize")
+
+
+def check_moments(moments: Mapping[str, InputMoments] | None, layers: Iterable[str]) -> None:
+    """Refuse moments that are none, or of no layer at all.
+
+    Raises:
+        InvalidInputError: saying which layers there are.
+    """
+    if moments is None:
+        return
+    for name, each in moments.items():
+        if not isinstance(each, InputMoments):
+            raise InvalidInputError(f"moments[{name!r}] must be InputMoments; got {type(each).__name__}.")
+    names = list(layers)
+    if moments and not set(moments) & set(names):
+        raise InvalidInputError(
+            f"The moments are of {', '.join(map(repr, list(moments)[:3]))}, and none of the layers is called so: "
+            f"{', '.join(map(repr, names[:3]))}. Collect them from this model, with the same targets."
+        )
 
 
 def output_metric(layer: nn.Module, inputs: InputMoments | None) -> Tensor | None:
@@ -135,7 +155,7 @@ def _decomposed(
         limit = max(1, int(chosen.budget * matrix.numel() * (1 + 1e-12)))  # 29 / 100 * 100 is less than 29
 
     def on(outs: Sequence[int], ins: Sequence[int], rival: float | None = None) -> MPO:
-        outs, ins = align(outs, ins)
+        outs, ins = align(check_dims(outs, rows, "out_dims"), check_dims(ins, columns, "in_dims"))
         smallest = sum(o * i for o, i in zip(outs, ins, strict=True))
         if limit is not None and limit < smallest:
             raise InvalidInputError(
@@ -247,7 +267,9 @@ def disentangle_these(
             raise InvalidInputError(f"Layer {name!r}: {error}") from error
         if results is not None:
             results[name] = result
-        return DisentangledLinear.from_disentangled(result, layer.bias)
+        new = DisentangledLinear.from_disentangled(result, layer.bias)
+        new.was_conv1d = layer.was_conv1d
+        return new
 
     return replace_layers(model, layers, convert, inplace, "disentangle layers")
 
@@ -255,10 +277,11 @@ def disentangle_these(
 def merge_back(model: Model, *, inplace: bool = False) -> Model:
     """Turn every MPO and disentangled layer back into a plain one of the same function.
 
-    Linear layers become ``nn.Linear``, those that were ``Conv1D`` too.
+    Those that were ``Conv1D`` of transformers become that again.
 
     Raises:
         InvalidInputError: if a disentangled layer carries nonlinearities within its circuits.
+        MissingExtraError: if a layer was ``Conv1D`` and transformers is not installed.
     """
     layers: dict[str, nn.Module] = {
         name: module
@@ -286,6 +309,12 @@ def choose_sites(sites: Sites, out_features: int, in_features: int) -> tuple[Seq
         return qubit_sites(out_features, in_features)
     if isinstance(sites, (tuple, list)) and len(sites) == 2 and all(isinstance(side, Sequence) for side in sites):
         return sites[0], sites[1]
+    if sites == "kernel":
+        raise InvalidInputError("sites='kernel' is for convolutions, and this is none. Take 'auto'.")
+    if sites == "best":
+        raise InvalidInputError(
+            "sites='best' is of tensorize alone, which compares layouts. Take 'low-rank' or 'auto'."
+        )
     raise InvalidInputError(
         "sites must be 'auto', 'low-rank', 'best', 'qubits', 'kernel' (of convolutions) or a pair (out_dims, in_dims); "
         f"got {sites!r}."
@@ -311,27 +340,60 @@ def replace_modules(model: Model, replacements: dict[nn.Module, nn.Module]) -> M
 
 
 def refuse_shared_weights(model: nn.Module, layers: dict[str, nn.Module]) -> None:
-    """A weight that another module uses too would silently be untied."""
-    shared = {}
+    """A weight or bias that another module uses too would silently be untied."""
+    users: dict[nn.Parameter, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            users.setdefault(parameter, []).append(name)
+    shared: dict[str, tuple[str, str]] = {}
     for name, layer in layers.items():
-        weight = layer.weight
-        for other_name, other in model.named_modules():
-            if other is not layer and any(parameter is weight for parameter in other.parameters(recurse=False)):
-                shared[name] = other_name
+        for kind, parameter in layer.named_parameters(recurse=False):
+            for user in users.get(parameter, []):
+                if user != name:
+                    shared.setdefault(name, (kind, user))
     if shared:
-        name, other_name = next(iter(shared.items()))
+        name, (kind, user) = next(iter(shared.items()))
         own = {layer.rpartition(".")[2] for layer in shared}
         rest = [end for end in dict.fromkeys(layer.rpartition(".")[2] for layer in layers) if end not in own]
         others = f": {rest} ({','.join(rest)} on the command line)" if rest else ""
         raise InvalidInputError(
-            f"Layer {name!r} shares its weight with {other_name!r}: as an MPO it would no longer. Leave it out of the "
-            f"targets{others}, or untie the two first."
+            f"Layer {name!r} shares its {kind} with {user!r}: as an MPO it would no longer. Leave it out of the targets"
+            f"{others}, or untie the two first."
         )
 
 
 def _brickwall_on(dims: Sequence[int], depth: int, gate: str) -> Ansatz:
     wires = tuple(dim for dim in dims if dim > 1) or (1,)
     return brickwall(wires, depth, min(2, len(wires)), gate, parity="auto")
+
+
+def _keep_frozen(layer: nn.Module, new: nn.Module) -> None:
+    """What is made of a frozen weight is frozen, and so is a frozen bias."""
+    bias, new_bias = (module._parameters.get("bias") for module in (layer, new))
+    free = any(parameter.requires_grad for parameter in layer.parameters() if parameter is not bias)
+    for parameter in new.parameters():
+        if parameter is not new_bias:
+            parameter.requires_grad_(parameter.requires_grad and free)
+        elif bias is not None:
+            parameter.requires_grad_(bias.requires_grad)
+
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+
+
+def _keep_hooks(layer: nn.Module, new: nn.Module, inplace: bool) -> None:
+    """Hooks on what a layer gets and puts out stay; those that make its weight, as of weight_norm, have done so."""
+    if any(hasattr(hook, "compute_weight") for hook in layer._forward_pre_hooks.values()):
+        return
+    for name in _HOOKS:
+        hooks = getattr(layer, name)
+        setattr(new, name, hooks if inplace else copy.copy(hooks))  # the same in place, so that handles still remove
 
 
 def replace_layers(
@@ -346,8 +408,8 @@ def replace_layers(
     with torch.no_grad():
         for name, layer in progress.track(layers.items(), description, len(layers)):
             new = convert(name, layer).train(layer.training)
-            if not any(parameter.requires_grad for parameter in layer.parameters()):
-                new.requires_grad_(False)  # a frozen layer stays frozen
+            _keep_frozen(layer, new)
+            _keep_hooks(layer, new, inplace)
             replacements[layer] = new
     if not inplace:
         memo: dict[int, Any] = {id(layer): new for layer, new in replacements.items()}  # swapped while copying

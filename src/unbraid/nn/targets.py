@@ -10,8 +10,9 @@ from typing import Any
 from torch import nn
 
 from unbraid.ground.errors import InvalidInputError
-from unbraid.nn.kinds import KINDS, is_linear, kind_of
+from unbraid.nn.kinds import KINDS, is_linear, is_plain, kind_of
 from unbraid.nn.layers import MPOLinear
+from unbraid.nn.operator import OperatorModule
 
 Targets = str | Iterable[str]
 Sites = str | tuple[Sequence[int], Sequence[int]]
@@ -35,8 +36,12 @@ def match_layers(
     """
     if not isinstance(targets, Iterable):
         raise InvalidInputError(f"targets must be a string or a list of names; got {targets!r}.")
+    if not isinstance(model, nn.Module):
+        raise InvalidInputError(f"model must be a network, an nn.Module; got {type(model).__name__}.")
     if kinds is not None:
-        candidates = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+        candidates = {
+            name: module for name, module in model.named_modules() if isinstance(module, kinds) and is_plain(module)
+        }
         kinds_text = " or ".join(kind.__name__ for kind in kinds)
     else:
         fits = is_linear if targets == "all-linear" else kind_of
@@ -65,9 +70,21 @@ def match_layers(
             )
         raise InvalidInputError(
             f"No {kinds_text} layer matches the target {targets!r}. Layers of that kind here: {names}. "
-            "Give a name, a list of name endings, a regular expression, or 'all-linear'."
+            f"Give a name, a list of name endings, a regular expression, or 'all-linear'.{_others(model, kinds)}"
         )
     return found
+
+
+def _others(model: nn.Module, kinds: tuple[type[nn.Module], ...] | None) -> str:
+    """What a user may have meant, that is not of these kinds."""
+    told = ""
+    operators = [name for name, module in model.named_modules() if isinstance(module, OperatorModule)]
+    if kinds is None and operators:
+        told += f" {operators[0]!r} is an operator already: merge_back makes a plain layer of it."
+    own = next(((name, module) for name, module in model.named_modules() if not is_plain(module)), None)
+    if own is not None:
+        told += f" {own[0]!r} is a {type(own[1]).__name__}, whose forward is its own: it cannot be replaced."
+    return told
 
 
 def _ends_with(name: str, suffix: str) -> bool:
@@ -123,7 +140,13 @@ def options_by_layer(
     names = list(names)
     known = [field.name for field in fields(LayerOptions)]
     limits = ("max_bond", "rel_error", "budget")
+    if not isinstance(given, Mapping):
+        raise InvalidInputError(f"layer_options must map layers to options; got {type(given).__name__}.")
     for key, options in given.items():
+        if not isinstance(key, str) or not isinstance(options, Mapping):
+            raise InvalidInputError(
+                f"layer_options must map names to options such as {{'budget': 0.5}}; got {key!r}: {options!r}."
+            )
         unknown = [name for name in options if name not in known]
         if unknown:
             raise InvalidInputError(f"layer_options[{key!r}] may have {', '.join(known)}; got {unknown[0]!r}.")

@@ -119,18 +119,26 @@ def load_transformers(directory: str | os.PathLike[str]) -> nn.Module:
                 local_files_only=True,
                 use_safetensors=True,
                 trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # they are told below
                 output_loading_info=True,
             )
     except FileFormatError:
         raise
     except Exception as error:  # of transformers' own code, on whatever the folder holds
         raise FileFormatError(f"transformers cannot load {place}: {error}") from error
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise FileFormatError(
-            f"The safetensors in {place} do not fit {type(model).__name__}; missing: {', '.join(missing[:5])}"
-            f"{' ...' if len(missing) > 5 else ''}."
-        )
+    named = cls is not transformers.AutoModel  # else heads that the file may have are left out
+    wrong = {
+        "missing": sorted(info["missing_keys"]),
+        "of another shape": sorted(str(each[0]) for each in info["mismatched_keys"]),
+        "surplus": sorted(info["unexpected_keys"]) if named else [],
+    }
+    if any(wrong.values()):
+        told = [
+            f"{kind}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+            for kind, names in wrong.items()
+            if names
+        ]
+        raise FileFormatError(f"The safetensors in {place} do not fit {type(model).__name__}; {'; '.join(told)}.")
     loaded: nn.Module = model.eval()
     return loaded
 

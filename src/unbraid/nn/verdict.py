@@ -16,10 +16,11 @@ from unbraid.disentangling import Disentangled, Verdict
 from unbraid.disentangling.verdict import Judge, Operator, weight_verdict
 from unbraid.ground.errors import InvalidInputError
 from unbraid.ground.manifest import hash_tensors
-from unbraid.nn.kinds import check_weight
+from unbraid.nn.calibration import linear_layers
+from unbraid.nn.kinds import check_weight, matrix_of
 from unbraid.nn.layers import DisentangledLinear, MPOLinear
 from unbraid.nn.surgery import replace_modules
-from unbraid.nn.targets import Targets, match_layers
+from unbraid.nn.targets import Targets
 from unbraid.tensors import MPO
 
 Loss = Callable[[nn.Module], float]
@@ -101,6 +102,8 @@ def verdict(
         InvalidInputError: if a weight cannot be judged, nothing matches, a loss is no finite number, or an argument is
             out of range.
     """
+    if isinstance(bodies, int):
+        raise InvalidInputError(f"bodies must be several numbers of wires, such as (2, 3); got {bodies!r}.")
     options = {
         "budget": budget,
         "bodies": tuple(bodies),
@@ -116,11 +119,9 @@ def verdict(
     if loss is None and heal is not None:
         raise InvalidInputError("heal goes with loss: a weight error is that of the weight as it was.")
     model = weight_or_model
-    layers = match_layers(model, targets, (nn.Linear, MPOLinear))
     weights = {}
-    for name, layer in layers.items():
-        assert isinstance(layer, (nn.Linear, MPOLinear))
-        weights[name] = layer.weight.detach()
+    for name, layer in linear_layers(model, targets).items():
+        weights[name] = matrix_of(layer)
         check_weight(weights[name], name)
     judged_by = "" if loss is None else hash_tensors(*model.state_dict().values())
     base = None if loss is None else _loss_of(model, loss)
@@ -158,12 +159,12 @@ def _judge(model: nn.Module, name: str, loss: Loss, heal: Heal | None, base: flo
 
 def _layer(operator: Operator, layer: nn.Module) -> nn.Module:
     """The layer of an operator, with the bias, precision and device of another."""
-    assert isinstance(layer, (nn.Linear, MPOLinear))
-    weight = layer.weight
+    weight, bias = matrix_of(layer), layer.bias
+    assert bias is None or isinstance(bias, Tensor)
     if isinstance(operator, Disentangled):  # circuits are taken over, so they are copied first
-        made: nn.Module = DisentangledLinear.from_disentangled(copy.deepcopy(operator), layer.bias)
+        made: nn.Module = DisentangledLinear.from_disentangled(copy.deepcopy(operator), bias)
     else:
-        made = MPOLinear(operator, layer.bias)
+        made = MPOLinear(operator, bias)
     return made.to(weight.device, weight.dtype)
 
 

@@ -34,6 +34,7 @@ from unbraid.recipes.pretrained import (
     integers_of,
     plot_by_budget,
     rows_of,
+    sensitivities_of,
     table_of,
     tasks_of,
     told_of_layers,
@@ -184,11 +185,15 @@ def run_circuits(request: Request) -> dict[str, Any]:
                 "circuits": cost.circuits,
                 "shots": cost.shots,
                 "two_qubit_gates": cost.two_qubit_gates,
+                "seconds": cost.seconds,
             }
         )
-    truncated = tensorize(original, exactly([name]), sites="qubits", max_bond=settings.core_bond)
-    core = truncated.get_submodule(name)
-    assert isinstance(core, MPOLinear)
+    without: dict[str, Any] = {}
+    for label, sites in (("truncated", "qubits"), ("unpadded", "auto")):
+        model = tensorize(original, exactly([name]), sites=sites, max_bond=settings.core_bond)
+        layer = model.get_submodule(name)
+        assert isinstance(layer, MPOLinear)
+        without[label] = {"core": layer.mpo.num_parameters, "figures": judge(model)}
     padded = 2 ** qubits_for(rows) * 2 ** qubits_for(columns)
     return {
         "layer": name,
@@ -196,7 +201,7 @@ def run_circuits(request: Request) -> dict[str, Any]:
         "qubits": [qubits_for(rows), qubits_for(columns)],
         "padding": padded / weight.numel(),
         "depths": found,
-        "truncated": {"core": core.mpo.num_parameters, "figures": judge(truncated)},
+        **without,
     }
 
 
@@ -229,6 +234,7 @@ def _assemble(request: Request, results: Mapping[str, Any]) -> Outcome:
         sections=(
             table_of(rows, original, STUDY),
             integers_of(rows, original, STUDY),
+            sensitivities_of(results),
             _circuits(results[CIRCUITS], settings),
         ),
         extra=extra_of(request, STUDY, results),
@@ -239,15 +245,15 @@ def _circuits(found: Mapping[str, Any], settings: Settings) -> Section:
     rows, columns = found["shape"]
     cells = [
         (
-            "0 (truncated)",
+            name,
             "0",
-            f"{found['truncated']['core']:,}",
+            f"{found[label]['core']:,}",
             "0",
             "-",
-            *(f"{value:.4f}" for value in found["truncated"]["figures"].values()),
-            "-",
-            "-",
+            *(f"{value:.4f}" for value in found[label]["figures"].values()),
+            *["-"] * 4,
         )
+        for name, label in (("0, without padding", "unpadded"), ("0", "truncated"))
     ]
     cells += [
         (
@@ -257,20 +263,26 @@ def _circuits(found: Mapping[str, Any], settings: Settings) -> Section:
             f"{each['gates']:,}",
             f"{each['overlap']:.4f}",
             *(f"{value:.4f}" for value in each["figures"].values()),
+            f"{each['circuits']:,}",
             f"{each['shots']:,}",
             f"{each['two_qubit_gates']:,}",
+            f"{each['seconds']:,.0f}",
         )
         for each in found["depths"]
     ]
     return Section(
-        ("layers a side", "CNOTs", "core", "gate angles", "overlap", "cosine", "Spearman", "shots", "two-qubit gates"),
+        (
+            *("layers a side", "CNOTs", "core", "gate angles", "overlap", "cosine", "Spearman"),
+            *("circuits", "shots", "two-qubit gates", "device seconds"),
+        ),
         tuple(cells),
         heading="One feed-forward layer as circuits, nothing healed",
         note=(
             f"{found['layer']}, {columns} -> {rows}: {found['qubits'][1]} and {found['qubits'][0]} qubits, padded with "
             f"zeros to {found['padding']:.2f} times its entries; layers of SO(4) gates around a core of bond "
-            f"{settings.core_bond}. Shots and two-qubit gates are those of one token's vector, state preparation "
-            "included, at 10,000 shots a vector."
+            f"{settings.core_bond}; without padding: the same bond on few sites. Circuits, shots, two-qubit gates and "
+            "seconds are those of one token's vector, state preparation included, at 10,000 shots a vector; seconds by "
+            "a rough model of IBM's devices, without queues."
         ),
     )
 

@@ -28,10 +28,15 @@ from unbraid.nn import (
     entanglement_profiles,
     scan,
 )
+from unbraid.nn.allocation import check_budget
+from unbraid.nn.calibration import linear_layers
+from unbraid.nn.kinds import matrix_of
+from unbraid.nn.surgery import choose_sites, refuse_shared_weights
 from unbraid.nn.targets import LayerOptions, Targets
 from unbraid.recipes.datasets import Dataset
 from unbraid.recipes.language import LanguageModel, read_text
 from unbraid.report import Report
+from unbraid.tensors.sites import align
 
 ALLOCATION_NAME = "allocation.json"
 _FORMAT = "unbraid-allocation"
@@ -151,6 +156,8 @@ def scan_model(
         seed: of the outputs drawn.
         title: of the report.
     """
+    if budget is not None:
+        _check_budget(model, targets, sites, budget)
     found = scan(
         model,
         None if samples is None else samples.batches,
@@ -192,6 +199,23 @@ def scan_model(
     )
     short = [[(row[0].removeprefix(prefix), *row[1:]) for row in table] for table in tables]
     return Scanned(report, prefix, short, sites, allocation)
+
+
+def _check_budget(model: nn.Module, targets: Targets, sites: str, budget: float) -> None:
+    """Refuse, before any work, a budget that nothing could be compressed to."""
+    check_budget(budget)
+    layers = linear_layers(model, targets)
+    refuse_shared_weights(model, layers)
+    total, least = 0, 0
+    for layer in layers.values():
+        rows, columns = matrix_of(layer).shape
+        smallest = sum(out * leg for out, leg in zip(*align(*choose_sites(sites, rows, columns)), strict=True))
+        total, least = total + rows * columns, least + min(smallest, rows * columns)
+    if least > budget * total:
+        raise InvalidInputError(
+            f"A budget of {budget} leaves {int(budget * total):,} entries, and with all bonds 1 the layers have "
+            f"{least:,}. Allow more, or choose other sites."
+        )
 
 
 def _common_prefix(names: Sequence[str]) -> str:

@@ -34,6 +34,7 @@ from unbraid.recipes.pretrained import (
     integers_of,
     plot_by_budget,
     rows_of,
+    sensitivities_of,
     table_of,
     tasks_of,
     told_of_layers,
@@ -201,7 +202,12 @@ def _assemble(request: Request, results: Mapping[str, Any]) -> Outcome:
             f"{told_of_layers(request, results)}"
         ),
         rows=rows,
-        sections=(table_of(rows, original, STUDY), integers_of(rows, original, STUDY), _circuits(results[CIRCUITS])),
+        sections=(
+            table_of(rows, original, STUDY),
+            integers_of(rows, original, STUDY),
+            sensitivities_of(results),
+            _circuits(results[CIRCUITS]),
+        ),
         extra=extra_of(request, STUDY, results),
     )
 

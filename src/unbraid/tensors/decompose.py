@@ -91,15 +91,22 @@ def decompose(
         rough = chain.contract([core.to(wide) for core in stored(trial)])
         return float(torch.linalg.vector_norm(rough - tensor)) <= allowance
 
-    if allowed(cores):
+    full = _full_ranks(legs)
+    met, tries = allowed(cores), 0
+    while not met and limits.max_bond is None and ranks != full:  # rounding to the dtype, or a sketch, took its share
+        ranks = [min(rank + 1 + rank * 2**tries // 32, most) for rank, most in zip(ranks, full, strict=True)]
+        cores, tries = anew(ranks), tries + 1
+        met = allowed(cores)
+    if met:
         cores = _lowered(cores, None if unlimited else anew, allowed, least)
-    elif limits.max_bond is None:
-        cores = chain.split_exactly(tensor, legs)
-    if unlimited:
-        full = chain.split_exactly(tensor, legs)
-        if [core.shape for core in cores] == [core.shape for core in full]:
-            return [core.to(weight.dtype) for core in full]
+    if limits.max_bond is None and (not met or (unlimited and [core.shape[2] for core in cores[:-1]] == full)):
+        return [core.to(weight.dtype) for core in chain.split_exactly(tensor, legs)]  # nothing is rounded
     return stored(cores)
+
+
+def _full_ranks(legs: Sequence[int]) -> list[int]:
+    """One a bond, of a chain that can hold any tensor."""
+    return [min(math.prod(legs[:k]), math.prod(legs[k:])) for k in range(1, len(legs))]
 
 
 def _ranks(
@@ -107,8 +114,7 @@ def _ranks(
 ) -> tuple[list[int], list[int]]:
     """One a bond, within the limits; and those below which the error is known to be too large."""
     legs = [o * i for o, i in zip(outs, ins, strict=True)]
-    sizes = [min(math.prod(legs[: k + 1]), math.prod(legs[k + 1 :])) for k in range(len(legs) - 1)]
-    caps = [size if limits.max_bond is None else min(size, limits.max_bond) for size in sizes]
+    caps = [size if limits.max_bond is None else min(size, limits.max_bond) for size in _full_ranks(legs)]
     if rel_error is None and limits.max_parameters is None:
         return caps, [1] * len(caps)
     norm = torch.linalg.vector_norm(matrix, dtype=torch.complex128 if matrix.is_complex() else torch.float64)
