@@ -8,7 +8,7 @@ from torch import nn
 
 from unbraid.ground.errors import InvalidInputError
 from unbraid.ground.random import stream
-from unbraid.nn import MPOLinear, attention_entropies, attention_profile, entanglement_profiles
+from unbraid.nn import MPOLinear, attention_entropies, attention_profile, entanglement_profiles, tensorize
 from unbraid.tensors import entropy_profile, low_rank_profile
 
 
@@ -78,7 +78,7 @@ def test_updates_and_what_did_not_change(model):
 
 
 def test_a_base_of_another_make_is_refused(model):
-    with pytest.raises(InvalidInputError, match="no linear layer 'first'"):
+    with pytest.raises(InvalidInputError, match="no layer 'first'"):
         entanglement_profiles(model, base=nn.Linear(3, 3))
     other = Model()
     other.first = nn.Linear(24, 8)
@@ -215,3 +215,14 @@ def test_weights_of_a_transformer(llama):
     found = entanglement_profiles(llama, ["q_proj", "v_proj"], order="vector")
     assert len(found) == 4
     assert all(layer.profile.middle == 4 for layer in found)
+
+
+def test_kernels_and_tables_are_matrices_too():
+    model = nn.ModuleDict({"conv": nn.Conv2d(4, 8, 2), "table": nn.Embedding(16, 8), "head": nn.Linear(8, 4)})
+    found = {each.name: each for each in entanglement_profiles(model, ".*")}
+    assert {name: each.shape for name, each in found.items()} == {"conv": (8, 16), "table": (16, 8), "head": (4, 8)}
+    kernel = entropy_profile(model["conv"].weight.detach().flatten(1), sites="qubits", order="operator")
+    assert found["conv"].profile.entropies == pytest.approx(kernel.entropies)
+    operators = {each.name: each for each in entanglement_profiles(tensorize(model, ".*"), ".*")}
+    assert operators["conv"].profile.entropies == pytest.approx(kernel.entropies, abs=1e-4)
+    assert [each.name for each in entanglement_profiles(model)] == ["head"]

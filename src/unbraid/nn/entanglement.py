@@ -17,6 +17,7 @@ from unbraid.ground.errors import InvalidInputError, require_finite
 from unbraid.nn.kinds import check_weight, is_linear, kind_of
 from unbraid.nn.layers import MPOLinear
 from unbraid.nn.modes import keeping_modes
+from unbraid.nn.operator import OperatorModule
 from unbraid.nn.targets import Sites, Targets, match_layers
 from unbraid.tensors.entanglement import dense_entropies
 from unbraid.tensors.profile import EntropyProfile, entropy_profile, low_rank_profile
@@ -80,15 +81,16 @@ def entanglement_profiles(
     sites: Sites = "qubits",
     order: str = "operator",
 ) -> list[LayerProfile]:
-    """Entropy profiles of the linear layers of a model, or of what fine-tuning did to them.
+    """Entropy profiles of the layers of a model, or of what fine-tuning did to them.
 
-    Understood are ``nn.Linear``, ``Conv1D`` of transformers, :class:`MPOLinear`, and layers with factors ``lora_A``
-    (rank, in) and ``lora_B`` (out, rank), such as those of PEFT; of the latter it is always the product B A that is
-    profiled. Its scaling does not matter to entropies.
+    Understood are ``nn.Linear``, ``Conv1D`` of transformers, ``nn.Conv2d`` (the matrix of its unfolded kernel),
+    ``nn.Embedding`` (its table), operators in their places, and layers with factors ``lora_A`` (rank, in) and
+    ``lora_B`` (out, rank), such as those of PEFT; of the latter it is always the product B A that is profiled. Its
+    scaling does not matter to entropies.
 
     Args:
         model: any module; it is not changed.
-        targets: which layers, as in :func:`match_layers`.
+        targets: which layers, as in :func:`match_layers`; "all-linear" leaves convolutions and embeddings out.
         base: the model before fine-tuning, with layers of the same names; the differences are profiled then.
         sites: "qubits", "auto" or a pair, as of :func:`entropy_profile`.
         order: "operator" or "vector", likewise.
@@ -102,7 +104,8 @@ def entanglement_profiles(
     """
     adapted = {name: module for name, module in model.named_modules() if _has_factors(module)}
     inner = tuple(f"{name}." if name else "" for name in adapted)
-    kinds = {type(module) for module in model.modules() if _is_readable(module)} or {nn.Linear, MPOLinear}
+    fits = _is_linear if targets == "all-linear" else _is_readable
+    kinds = {type(module) for module in model.modules() if fits(module)} or {nn.Linear, MPOLinear}
     matched = match_layers(model, targets, tuple(sorted(kinds, key=lambda kind: kind.__name__)))
     layers = {name: layer for name, layer in matched.items() if name in adapted or not name.startswith(inner)}
     others = None if base is None else dict(base.named_modules())
@@ -222,8 +225,12 @@ def _averaged(layers: Sequence[AttentionEntropies]) -> AttentionEntropies:
     return AttentionEntropies(layers[0].length, rows, matrix, chain)
 
 
-def _is_readable(module: nn.Module) -> bool:
+def _is_linear(module: nn.Module) -> bool:
     return is_linear(module) or isinstance(module, MPOLinear) or _has_factors(module)
+
+
+def _is_readable(module: nn.Module) -> bool:
+    return kind_of(module) is not None or isinstance(module, OperatorModule) or _has_factors(module)
 
 
 def _has_factors(module: nn.Module) -> bool:
@@ -267,8 +274,8 @@ def _layer_profile(name: str, kind: str, matrix: Tensor, sites: Sites, order: st
 
 
 def _weight(layer: nn.Module, name: str) -> Tensor:
-    if isinstance(layer, MPOLinear):
-        return layer.weight.detach()
+    if isinstance(layer, OperatorModule):
+        return layer.mpo.to_dense().detach()
     kind = kind_of(layer)
     if kind is None:
         raise InvalidInputError(f"Layer {name!r} has no weight that is a matrix; got {type(layer).__name__}.")
@@ -279,7 +286,7 @@ def _difference(name: str, weight: Tensor, others: Mapping[str, nn.Module]) -> T
     other = others.get(name)
     if other is None or not _is_readable(other) or _has_factors(other):
         raise InvalidInputError(
-            f"The base model has no linear layer {name!r} to compare with. Give the model that was fine-tuned, with "
+            f"The base model has no layer {name!r} to compare with. Give the model that was fine-tuned, with "
             "the same names."
         )
     before = _weight(other, name)

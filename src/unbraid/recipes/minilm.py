@@ -25,8 +25,10 @@ from unbraid.nn.targets import exactly
 from unbraid.quantum import TorchExecutor, estimate_cost, to_quantum
 from unbraid.recipes.language import LanguageModel, embed, sentences, similarity, windows
 from unbraid.recipes.pretrained import (
+    BASELINE,
     CIRCUITS,
     ORIGINAL,
+    OURS,
     Judge,
     Material,
     Study,
@@ -148,6 +150,7 @@ STUDY = Study(
     causal=False,
     figure="cosine",
     digits=4,
+    ways=(OURS, BASELINE, "low rank, slice by slice", "low rank, data-aware", "operators, data-aware"),  # an hour each
 )
 
 

@@ -49,7 +49,7 @@ class Settings:
 
     Attributes:
         budgets: parameters of the compressed layers over those of their weights.
-        compared: budgets at which all ways are compared, not only ours and the plain low rank.
+        compared: budgets at which more ways are compared than ours and the plain low rank.
         length: tokens of a sample, at most.
         train: samples to heal on, at most.
         calibration: samples for the moments.
@@ -127,6 +127,7 @@ class Study:
         causal: whether models must be, or must embed sentences.
         figure: the one of the judge's figures that ``values`` are.
         digits: of figures in tables.
+        ways: that are compared at some budgets, beside ours and the plain low rank, which are at all.
     """
 
     name: str
@@ -138,6 +139,7 @@ class Study:
     causal: bool
     figure: str
     digits: int
+    ways: tuple[str, ...] = tuple(WAYS)
 
     def title(self, request: Request) -> str:
         """The model's name."""
@@ -276,7 +278,7 @@ def tasks_of(request: Request, study: Study, circuits: Callable[..., Any]) -> li
     tasks = [Task(name, partial(run, study=study), depends=read) for name, run in alone.items()]
     tasks.append(Task(CIRCUITS, circuits, depends=read))
     pairs = [(way, budget) for budget in settings.budgets for way in (OURS, BASELINE)]
-    pairs += [(way, budget) for budget in settings.compared for way in WAYS if way not in (OURS, BASELINE)]
+    pairs += [(way, budget) for budget in settings.compared for way in study.ways if way not in (OURS, BASELINE)]
     for way, budget in pairs:
         for seed in range(request.seeds):
             arguments = {"way": way, "budget": budget, "seed": seed}

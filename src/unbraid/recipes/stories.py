@@ -58,7 +58,7 @@ class Settings(Common):
     """
 
     budgets: tuple[float, ...] = (0.7, 0.5, 0.3)
-    compared: tuple[float, ...] = (0.5,)
+    compared: tuple[float, ...] = (0.7, 0.5, 0.3)
     length: int = 256
     train: int = 1000
     calibration: int = 128
@@ -80,6 +80,7 @@ class Settings(Common):
 
 QUICK = Settings(
     budgets=(0.5,),
+    compared=(0.5,),
     length=16,
     train=8,
     calibration=4,
