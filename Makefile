@@ -4,7 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
-EXTRAS := dev,aer,ibm,pennylane,tomography,report,transformers
+EXTRAS := dev,aer,ibm,pennylane,tomography,report,transformers,distributed
 
 # The first of these that runs and has a supported version. A name can exist and still not run (version managers leave
 # such stubs), so each is tried.

@@ -35,11 +35,14 @@ pytest_collect_file = Sybil(
 
 
 class _ByDocument(LoadScopeScheduling):
-    """Shares out single tests, but keeps a document on one worker: its blocks build on each other."""
+    """Shares out single tests, but keeps a document on one worker: its blocks build on each other.
+
+    Likewise the tests that start clusters.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file, _, _ = nodeid.partition("::")
-        return file if file.endswith(".md") else nodeid
+        return file if file.endswith((".md", "test_parallel.py")) else nodeid
 
 
 @pytest.hookimpl(optionalhook=True)

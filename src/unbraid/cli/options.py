@@ -25,6 +25,10 @@ Weights = Annotated[Path | None, typer.Option(help="Safetensors file with the fa
 Out = Annotated[Path, typer.Option(help="Folder for the report and the artefacts; created if needed.")]
 Device = Annotated[str, typer.Option(callback=_check_device, help="Where torch computes: cpu, cuda, cuda:1, ...")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same numbers.")]
+WorkersOption = Annotated[
+    str,
+    typer.Option("--workers", metavar="N|CLUSTER", help="Processes, -1 for one a core; or dask:ADDRESS, ray:ADDRESS."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars; print only where the report is.")]
 TargetsOption = Annotated[
     str, typer.Option(help="'all-linear', a regular expression, or name endings with commas between.")

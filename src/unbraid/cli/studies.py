@@ -15,7 +15,9 @@ from unbraid.cli.options import (
     Out,
     Quiet,
     Seed,
+    WorkersOption,
 )
+from unbraid.ground.parallel import read_workers
 
 
 def demo(out: Out = Path("unbraid-demo"), seed: Seed = 0, quiet: Quiet = False) -> None:
@@ -37,7 +39,7 @@ def reproduce(
     ],
     data_dir: DataDir = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds; by default the recipe's own.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes; -1 for one a core.")] = 1,
+    workers: WorkersOption = "1",
     quick: Annotated[bool, typer.Option("--quick", help="A small version, to see that it works.")] = False,
     device: Device = "cpu",
     model: Annotated[
@@ -52,7 +54,14 @@ def reproduce(
     try:
         with shown(quiet):
             outcome = remake(
-                name, out, seeds=seeds, workers=workers, data_dir=data_dir, quick=quick, device=device, model=model
+                name,
+                out,
+                seeds=seeds,
+                workers=read_workers(workers),
+                data_dir=data_dir,
+                quick=quick,
+                device=device,
+                model=model,
             )
     except KeyboardInterrupt:
         kept = len(list((out / f"{name}.tasks").glob("*.json")))

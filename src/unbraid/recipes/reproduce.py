@@ -13,7 +13,7 @@ from unbraid.ground.devices import find_device
 from unbraid.ground.errors import FileFormatError, InvalidInputError, require_choice, require_extra
 from unbraid.ground.files import make_directory, problem_hash, read_json, write_json, write_text
 from unbraid.ground.manifest import build_manifest, device_name, versions
-from unbraid.ground.parallel import fan_out, one_thread, require_workers
+from unbraid.ground.parallel import Workers, fan_out, one_thread, require_workers
 from unbraid.recipes import (
     digits,
     entanglement,
@@ -65,7 +65,7 @@ def reproduce(
     out: str | os.PathLike[str],
     *,
     seeds: int | None = None,
-    workers: int = 1,
+    workers: Workers = 1,
     data_dir: str | os.PathLike[str] | None = None,
     quick: bool = False,
     device: str = "cpu",
@@ -77,7 +77,8 @@ def reproduce(
         name: of the recipe.
         out: folder; created if needed. Finished units of work are kept in ``NAME.tasks/`` and not run again.
         seeds: seeds 0, 1, ..., seeds - 1; by default the recipe's own number.
-        workers: processes; the results do not depend on it.
+        workers: processes, or a cluster that sees the same folders, as of :func:`unbraid.ground.parallel.fan_out`; the
+            results do not depend on it.
         data_dir: where published data sets lie.
         quick: a small version, to see that it works.
         device: where torch computes, such as "cuda"; not every recipe can be moved.
@@ -109,11 +110,11 @@ def reproduce(
         recipe=name,
         settings=recipe.quick if quick else recipe.settings,
         seeds=seeds or (recipe.quick_seeds if quick else recipe.seeds),
-        data_dir=None if data_dir is None else Path(data_dir),
+        data_dir=None if data_dir is None else Path(data_dir).resolve(),
         device=device,
-        model=None if model is None else Path(model),
+        model=None if model is None else Path(model).resolve(),
     )
-    place = make_directory(out)
+    place = make_directory(out).resolve()  # workers of a cluster stand elsewhere
     load = recipe.data
     data = {} if load is None else {seed: load(request, seed).describe() for seed in range(request.seeds)}
     results = _run(request, recipe.tasks(request), data, make_directory(place / f"{name}.tasks"), workers)
@@ -138,7 +139,7 @@ def reproduce(
 
 
 def _run(
-    request: Request, tasks: Sequence[Task], data: Mapping[int, dict[str, Any]], folder: Path, workers: int
+    request: Request, tasks: Sequence[Task], data: Mapping[int, dict[str, Any]], folder: Path, workers: Workers
 ) -> dict[str, Any]:
     """All results by the name of the task: first those that wait for nothing, then the others."""
     common = {"recipe": request.recipe, "versions": versions(), "settings": asdict(request.settings)}
