@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 
 from unbraid.cli.display import console, errors
+from unbraid.cli.doctor import doctor
 from unbraid.cli.execution import export, run
 from unbraid.cli.networks import compress, disentangle, scan, verdict
 from unbraid.cli.studies import bench, demo, reproduce
@@ -44,7 +45,7 @@ def root(
     """Read options that stand before a verb."""
 
 
-for verb in (demo, scan, compress, disentangle, run, verdict, export, reproduce, bench):
+for verb in (demo, scan, compress, disentangle, run, verdict, export, reproduce, bench, doctor):
     app.command()(verb)
 
 
