@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from unbraid.circuits import brickwall
+from unbraid.circuits.drawing import draw_circuit
 from unbraid.ground.errors import InvalidInputError, MissingExtraError, OutputError
 from unbraid.report import Report
-from unbraid.report.drawing import draw_circuit
 
 
 def full_report(**changes: Any) -> Report:

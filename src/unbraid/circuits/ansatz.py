@@ -86,6 +86,12 @@ class Ansatz:
         """Number of layers."""
         return len(self.layers)
 
+    def _repr_svg_(self) -> str:
+        """What notebooks show."""
+        from unbraid.circuits.drawing import draw_circuit  # which draws these
+
+        return draw_circuit(self)
+
     def gates(self) -> Iterator[Gate]:
         """All gates, layer by layer from layer 0."""
         for layer in self.layers:

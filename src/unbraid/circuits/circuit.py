@@ -231,6 +231,12 @@ class Circuit(nn.Module):
             f"wires={self.ansatz.wire_dims}, depth={self.ansatz.depth}, side={side!r}, parameters={self.num_parameters}"
         )
 
+    def _repr_svg_(self) -> str:
+        """What notebooks show."""
+        from unbraid.circuits.drawing import draw_circuit  # which draws these
+
+        return draw_circuit(self)
+
     def gate_matrices(self) -> list[Tensor]:
         """The matrices of all gates, layer by layer from layer 0, each of shape (d, d); differentiable."""
         rows = {name: gates.unbind(0) for name, gates in self._trainable().items()}

@@ -59,6 +59,29 @@ class Disentangled:
         """CNOTs of the output and of the input circuit as exported; determinant -1 costs one more on two qubits."""
         return self.output_circuit.cnot_count, self.input_circuit.cnot_count
 
+    def _repr_html_(self) -> str:
+        """What notebooks show: how it went, and the three factors."""
+        ceiling = "unknown" if self.ceiling is None else f"{self.ceiling:.4f}"
+        entropies = " &rarr; ".join(
+            f"{float(each.mean()) if len(each) else 0.0:.3f}" for each in (self.entropies_before, self.entropies_after)
+        )
+        facts = {
+            "overlap": f"{self.overlap:.4f} (ceiling {ceiling}, {self.status.replace('_', ' ')})",
+            "mean bond entropy": f"{entropies} nats",
+            "CNOTs": " + ".join(f"{count:,}" for count in self.cnot_counts),
+            "core": f"{self.core.num_parameters:,} entries",
+        }
+        rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in facts.items())
+        factors = {
+            "output circuit, acts last": self.output_circuit._repr_svg_(),
+            "core": self.core._repr_svg_(),
+            "input circuit, acts first": self.input_circuit._repr_svg_(),
+        }
+        drawings = "".join(
+            f'<p>{name}</p><div style="overflow-x:auto">{drawing}</div>' for name, drawing in factors.items()
+        )
+        return f"<table>{rows}</table>{drawings}"
+
     def fingerprint(self) -> str:
         """A hash of circuits and core."""
         gates = [gate for circuit in (self.output_circuit, self.input_circuit) for gate in circuit.gate_matrices()]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unbraid.circuits import Circuit, brickwall
+from unbraid.circuits.drawing import draw_circuit
 from unbraid.disentangling import Disentangled, disentangle
 from unbraid.ground import progress
 from unbraid.ground.errors import DidNotConvergeError, require_extra
@@ -32,7 +33,6 @@ from unbraid.quantum import (
 )
 from unbraid.recipes.pipeline import SHOTS, TARGET, Networks, Settings, build_networks, timed
 from unbraid.report import Report
-from unbraid.report.drawing import draw_circuit
 from unbraid.tensors.entanglement import maximum_entropies
 
 AER_IMAGES = 50

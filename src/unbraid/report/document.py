@@ -14,7 +14,7 @@ from typing import Any
 
 from unbraid.ground.errors import InvalidInputError, require_extra
 from unbraid.ground.files import make_directory, written_beside
-from unbraid.report.page import render
+from unbraid.report.page import render, render_summary
 from unbraid.report.plots import PLOTS, figures
 from unbraid.report.wording import duration, meaning, number, percent
 
@@ -47,7 +47,7 @@ class Report:
         curves: numbers an epoch or sweep; those with "loss", "accuracy" or "overlap" in their names are drawn together.
         notes: sentences for the reader.
         extra: whatever else belongs to the record.
-        drawings: circuits as SVG (see :func:`unbraid.report.drawing.draw_circuit`) or as text.
+        drawings: circuits as SVG (see :func:`unbraid.circuits.drawing.draw_circuit`) or as text.
     """
 
     accuracy: dict[str, float] = field(default_factory=dict)
@@ -141,6 +141,10 @@ class Report:
         if self.seconds:
             found.append(("wall time", duration(sum(self.seconds.values()))))
         return found
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the small table and what stands beside it."""
+        return render_summary(self)
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write ``report.json``, ``report.html`` and the plots (``accuracy.svg``, ``training.svg``, ...).

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unbraid.circuits import Circuit
+from unbraid.circuits.drawing import draw_circuit
 from unbraid.ground import progress
 from unbraid.ground.errors import InvalidInputError, UnbraidError, require_finite
 from unbraid.ground.manifest import build_manifest, hash_tensors
@@ -20,7 +21,6 @@ from unbraid.nn.modes import keeping_modes
 from unbraid.nn.operator import OperatorModule
 from unbraid.nn.status import LayerStatus, get_layer_status
 from unbraid.report.document import Report
-from unbraid.report.drawing import draw_circuit
 
 
 def evaluate(

@@ -122,6 +122,12 @@ def render(report: Report, plots: Mapping[str, str] | None = None) -> str:
     )
 
 
+def render_summary(report: Report) -> str:
+    """The title, the small table and the facts of a report, without styles, for a notebook."""
+    content = report.to_dict()
+    return f"<h3>{_text(content['title'])}</h3>{_summary(report, content)}"
+
+
 def _summary(report: Report, content: dict[str, Any]) -> str:
     head, *rows = report.table()
     numeric = {k for k, name in enumerate(head) if name in ("accuracy", "test images", "parameters")}

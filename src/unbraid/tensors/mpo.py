@@ -18,6 +18,7 @@ from unbraid.ground.random import stream
 from unbraid.tensors import chain, subspace
 from unbraid.tensors.contraction import apply_cores, resized
 from unbraid.tensors.decompose import Limits, decompose, even, largest_entry, spread_scale
+from unbraid.tensors.drawing import draw_operator
 from unbraid.tensors.entanglement import bond_entropy
 from unbraid.tensors.legs import deinterleave
 from unbraid.tensors.sites import align, check_dims, qubit_sites
@@ -244,6 +245,11 @@ class MPO:
             f"MPO(shape={self.shape}, out_dims={self.out_dims}, in_dims={self.in_dims}, bond_dims={self.bond_dims}, "
             f"dtype={self.dtype})"
         )
+
+    def _repr_svg_(self) -> str:
+        """What notebooks show."""
+        title = f"Operator of shape {self.shape}, {self.num_parameters:,} entries"
+        return draw_operator(self.out_dims, self.in_dims, self.bond_dims, title)
 
     def to(self, target: torch.device | torch.dtype | str) -> MPO:
         """A copy with cores on another device or of another dtype."""

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unbraid.circuits import Ansatz, Circuit, brickwall, parse_ansatz, scaffold
-from unbraid.report.drawing import draw_circuit
+from unbraid.circuits.drawing import draw_circuit
 
 SVG = "{http://www.w3.org/2000/svg}"
 
