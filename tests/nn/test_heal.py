@@ -492,3 +492,20 @@ def test_a_validation_loss_that_is_no_number_ends_a_healing():
     validation = [(x * torch.nan, torch.zeros(6, dtype=torch.long))]
     with pytest.raises(DidNotConvergeError, match="validation loss became nan in epoch 0"):
         heal(model, (x, torch.arange(6) % 3), validation, epochs=2, lr=0.1)
+
+
+def test_the_linear_schedule_goes_up_for_a_twentieth_and_straight_down():
+    rates = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    x, y = torch.randn(200, 4), torch.arange(200) % 3
+    heal(
+        nn.Linear(4, 3), (x, y), epochs=2, lr=1.0, scheduler="linear", batch_size=5, optimizer=lambda p: Watched(p, 1.0)
+    )
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == 1.0
+    assert torch.tensor(rates[4:]).diff().tolist() == pytest.approx([-1 / 76] * 75, abs=1e-6)

@@ -29,7 +29,7 @@ Loss = Callable[[nn.Module, Any], Tensor]
 Data = tuple[Tensor, Tensor] | Iterable[Any]
 Callback = Callable[[int, "History"], "bool | None"]
 
-SCHEDULES = ("onecycle", "cosine", "constant")
+SCHEDULES = ("onecycle", "linear", "cosine", "constant")
 CHECKPOINT_NAME = "heal.safetensors"
 DISTILLATION_TEMPERATURE = 2.0
 
@@ -92,7 +92,8 @@ def heal(
             (temperature 2).
         optimizer: "adam", "soap", or makes one from the parameters, see
             :func:`unbraid.nn.optimizers.make_optimizer`.
-        scheduler: "onecycle" (the default), "cosine", "constant", or makes a scheduler from (optimizer, number of
+        scheduler: "onecycle" (the default: up for three tenths of the steps, then down as a cosine), "linear" (up for a
+            twentieth, then straight down), "cosine", "constant", or makes a scheduler from (optimizer, number of
             steps); it steps a batch.
         callbacks: each called with (epochs done, history) after an epoch; returning False stops.
         checkpoint_dir: where ``heal.safetensors`` is written after each epoch, and resumed from if it is there. After
@@ -419,6 +420,9 @@ def _schedule(
             return 1.0
         if scheduler == "cosine":
             return 0.5 * (1 + math.cos(math.pi * place))
+        if scheduler == "linear":
+            warm = max(1, steps // 20)
+            return (step + 1) / warm if step < warm else max(0, steps - step) / max(1, steps - warm)
         if place < 0.3:  # one cycle: up from 1/25 of the peak, then down to almost nothing
             return 0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * place / 0.3))
         return 1e-4 + 0.5 * (1 + math.cos(math.pi * (place - 0.3) / 0.7))

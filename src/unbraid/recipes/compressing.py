@@ -227,6 +227,7 @@ def distil(
     lr: float,
     seed: int,
     optimizer: str = "adam",
+    scheduler: str = "onecycle",
     slices: Sequence[str] = (),
     checkpoint_dir: str | os.PathLike[str] | None = None,
 ) -> History:
@@ -238,7 +239,7 @@ def distil(
     left = KEPT_BYTES
 
     def lesson(batch: Any, training: bool) -> Lesson:
-        return task.lesson(teacher, batch, slices if training else ())
+        return task.lesson(teacher, batch, slices if training else ()).halved()
 
     def kept(batch: Any, training: bool) -> tuple[Any, Lesson | None]:
         nonlocal left
@@ -264,6 +265,7 @@ def distil(
         loss=loss,
         seed=seed,
         optimizer=optimizer,
+        scheduler=scheduler,
         checkpoint_dir=checkpoint_dir,
         dropout=False,
     )
@@ -284,12 +286,13 @@ def healed(
     sliced_lr: float,
     rest_lr: float,
     optimizer: str,
+    scheduler: str,
     seed: int,
     checkpoint_dir: Path,
 ) -> nn.Module:
     """A healed copy, after ``epochs`` passes in all; an interrupted healing goes on where its checkpoint is."""
     student = copy.deepcopy(model)
-    options: dict[str, Any] = {"seed": seed, "optimizer": optimizer}
+    options: dict[str, Any] = {"seed": seed, "optimizer": optimizer, "scheduler": scheduler}
     whole = partial(distil, student, teacher, task, train, validation, checkpoint_dir=checkpoint_dir, **options)
     if way.sliced:
         options |= {"task": task, "checkpoint_dir": checkpoint_dir / "slices"}

@@ -62,7 +62,7 @@ class Settings(Common):
     budgets: tuple[float, ...] = (0.5, 0.3, 0.2)
     compared: tuple[float, ...] = (0.5,)
     length: int = 64
-    calibration: int = 2048
+    calibration: int = 7500
     scanned: int = 64
     bonds: tuple[int, ...] = (2, 8, 32, 128)
     profiled: tuple[int, ...] = (4, 16, 48, 96, 144, 192, 256)
@@ -77,6 +77,7 @@ class Settings(Common):
     sliced_lr: float = 2e-3
     rest_lr: float = 3e-4
     optimizer: str = "soap"
+    scheduler: str = "linear"
     depths: tuple[int, ...] = (1, 2, 4)
     core_bond: int = 16
     sweeps: int = 30
@@ -111,7 +112,7 @@ def _material(request: Request, language: LanguageModel, texts: dict[str, str]) 
     batches = partial(language.batches, length=settings.length, batch_size=settings.batch_size)
     return Material(
         language,
-        calibration=batches(train[: settings.calibration]),
+        calibration=batches(train[:cut][: settings.calibration]),
         scanned=batches(train[: settings.scanned]),
         train=batches([*train[:cut], *pieces]),
         validation=batches(train[cut:]),

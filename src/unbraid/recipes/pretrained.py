@@ -63,6 +63,7 @@ class Settings:
         sliced_lr: that of the passes slice by slice.
         rest_lr: that of the passes behind those.
         optimizer: of all passes, by name.
+        scheduler: likewise.
     """
 
     budgets: tuple[float, ...]
@@ -80,6 +81,7 @@ class Settings:
     sliced_lr: float
     rest_lr: float
     optimizer: str
+    scheduler: str
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,7 @@ def run_way(
         sliced_lr=settings.sliced_lr,
         rest_lr=settings.rest_lr,
         optimizer=settings.optimizer,
+        scheduler=settings.scheduler,
         seed=seed,
         checkpoint_dir=checkpoint_dir,
     )

@@ -73,6 +73,7 @@ class Settings(Common):
     sliced_lr: float = 1e-2
     rest_lr: float = 1e-2
     optimizer: str = "adam"
+    scheduler: str = "onecycle"
     bodies: tuple[int, ...] = (2, 3, 4, 5)
     depths: tuple[int, ...] = (1, 2, 4)
     sweeps: int = 200
