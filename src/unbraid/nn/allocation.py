@@ -10,6 +10,7 @@ from typing import Any
 
 from unbraid.ground.errors import InvalidInputError
 from unbraid.nn.sensitivity import LayerSensitivity
+from unbraid.nn.targets import check_budget
 
 _LEVELS = 65  # sizes between two points of a profile
 
@@ -84,16 +85,6 @@ def allocate(profile: Sequence[LayerSensitivity], budget: float) -> Allocation:
     }
     dense = tuple(name for name in level if name not in options)
     return Allocation(options, dense, round(spent), sum(growth.values()))
-
-
-def check_budget(budget: float) -> None:
-    """Refuse what is no fraction.
-
-    Raises:
-        InvalidInputError: saying what came.
-    """
-    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget <= 1:
-        raise InvalidInputError(f"budget must be a fraction above 0 and at most 1; got {budget!r}.")
 
 
 def _curve(layer: LayerSensitivity) -> list[tuple[float, float]]:

@@ -109,6 +109,16 @@ def expression(text: str) -> re.Pattern[str]:
         raise InvalidInputError(f"The target {text!r} is no regular expression: {error}.") from error
 
 
+def check_budget(budget: float) -> None:
+    """Refuse what is no fraction.
+
+    Raises:
+        InvalidInputError: saying what came.
+    """
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget <= 1:
+        raise InvalidInputError(f"budget must be a fraction above 0 and at most 1; got {budget!r}.")
+
+
 @dataclass(frozen=True)
 class LayerOptions:
     """How one layer is decomposed; what each field means is told by :func:`tensorize`.
@@ -124,9 +134,8 @@ class LayerOptions:
     method: str = "auto"
 
     def __post_init__(self) -> None:
-        budget = self.budget
-        if budget is not None and (isinstance(budget, (bool, str)) or not 0 < budget <= 1):
-            raise InvalidInputError(f"budget must be a fraction above 0 and at most 1; got {budget!r}.")
+        if self.budget is not None:
+            check_budget(self.budget)
 
 
 def options_by_layer(

@@ -195,7 +195,7 @@ def _filled(build: Callable[[float], nn.Module], budget: float, profile: Sequenc
         if _FULL * budget <= found <= budget:
             break
         share = min(1.0, share * 0.5 * (1 + _FULL) * budget / found)
-    return best or build(budget)
+    return build(budget) if best is None else best
 
 
 def _share_of_low_ranks(budget: float, profile: Sequence[LayerSensitivity]) -> float:

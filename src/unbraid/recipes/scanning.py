@@ -28,11 +28,10 @@ from unbraid.nn import (
     entanglement_profiles,
     scan,
 )
-from unbraid.nn.allocation import check_budget
 from unbraid.nn.calibration import linear_layers
 from unbraid.nn.kinds import matrix_of
 from unbraid.nn.surgery import choose_sites, refuse_shared_weights
-from unbraid.nn.targets import LayerOptions, Targets
+from unbraid.nn.targets import LayerOptions, Targets, check_budget
 from unbraid.recipes.datasets import Dataset
 from unbraid.recipes.language import LanguageModel, read_text
 from unbraid.report import Report
